@@ -1,0 +1,215 @@
+"""The bank: trained heads and their scores, looked up by what they were trained from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save as save_tensors
+
+from eexform import files
+from eexform.errors import OptionError, RunError, suggest
+from eexform.ir.digest import digest_arrays
+from eexform.passes import TrainedHead
+
+FORMAT = 1
+SPLITS = ("calibrate", "select", "test")
+"""Splits whose scores the bank keeps; head-train is only ever streamed."""
+
+
+@dataclass(frozen=True)
+class HeadRecord:
+    """What the bank knows about one trained head, without its arrays."""
+
+    site: str
+    head: str
+    order: int
+    temperature: float
+    digest: str
+    epochs: int
+    loss: float
+    key: str
+
+
+class Bank:
+    """Heads of one trunk, trained on one data set with one set of options.
+
+    The folder is ``root/<identity>``, where the identity is the sha-256 of trunk digest, data digest, options and format:
+    another trunk, other data or other options never find each other's heads. Per head there is
+    ``heads/<key>.safetensors`` (parameters, with the facts in its header) and ``scores/<key>.<split>.npy`` (float32
+    [samples, classes]); the first is written last, so a head that is listed is complete.
+    """
+
+    def __init__(self, root: str | Path, *, trunk_digest: str, data_digest: str, options_digest: str) -> None:
+        self.trunk_digest = trunk_digest
+        identity = {"trunk": trunk_digest, "data": data_digest, "options": options_digest, "format": FORMAT}
+        self.identity = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+        self.folder = Path(root) / self.identity
+        context = self.folder / "context.json"
+        if not context.exists():
+            for part in ("heads", "scores"):
+                try:
+                    (self.folder / part).mkdir(parents=True, exist_ok=True)
+                except OSError as error:
+                    raise files.storage_error(self.folder / part, error) from error
+            files.write_json(context, identity)
+        elif files.read_json(context) != identity:
+            raise RunError(f"{context}: belongs to another trunk or data set; the bank is damaged, delete {self.folder}")
+        self._records: dict[tuple[str, str], HeadRecord] | None = None
+
+    # -- what is there ------------------------------------------------------------------------------------------------
+
+    @property
+    def records(self) -> Mapping[tuple[str, str], HeadRecord]:
+        """Every complete head by (site, head text), in the order in which a sample meets the sites."""
+        if self._records is None:
+            found = [self._read_record(path) for path in sorted((self.folder / "heads").glob("*.safetensors"))]
+            found.sort(key=lambda record: (record.order, record.site, record.head))
+            self._records = {(record.site, record.head): record for record in found}
+        return self._records
+
+    def has(self, site: str, head: str) -> bool:
+        """Whether the head is trained and its scores are stored."""
+        return (site, head) in self.records
+
+    def sites(self, trunk_digest: str) -> tuple[str, ...]:
+        """Sites with a trained head, in order; none for another trunk."""
+        if trunk_digest != self.trunk_digest:
+            return ()
+        return tuple(dict.fromkeys(site for site, _ in self.records))
+
+    def heads(self, trunk_digest: str, site: str) -> tuple[str, ...]:
+        """Heads trained at ``site``."""
+        return tuple(head for at, head in self.records if at == site) if trunk_digest == self.trunk_digest else ()
+
+    def trained(self, trunk_digest: str, site: str, head: str) -> TrainedHead:
+        """Parameters of a head.
+
+        Raises:
+            OptionError: this bank has no such head.
+            RunError: the file is damaged.
+        """
+        if trunk_digest != self.trunk_digest:
+            raise OptionError("the bank's heads were trained for another trunk; train heads for this one first")
+        record = self._record(site, head)
+        with _opened(self._head_path(record.key)) as stored:
+            parameters = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+        if digest_arrays(parameters) != record.digest:
+            raise RunError(f"{self._head_path(record.key)}: its parameters do not match their digest; delete the file")
+        return TrainedHead(parameters, record.temperature, record.digest)
+
+    # -- scores ---------------------------------------------------------------------------------------------------------
+
+    def scores(self, site: str, head: str, split: str) -> np.ndarray:
+        """Scores of a head on a split, float32 [samples, classes], memory-mapped and read-only."""
+        return _array(self._score_path(self._record(site, head).key, split))
+
+    def final(self, split: str) -> np.ndarray:
+        """The trunk's own scores on a split, float32 [samples, classes]."""
+        return _array(self._score_path("final", split))
+
+    def labels(self, split: str) -> np.ndarray:
+        """Labels of a split, int64 [samples]: the given ones or, in label-free mode, the trunk's own answers."""
+        return _array(self._score_path("labels", split))
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Facts about the trunk on this data (see :func:`eexform.training.trainer.train_bank`); empty before training."""
+        path = self.folder / "facts.json"
+        return dict(files.read_json(path)) if path.exists() else {}
+
+    # -- writing ----------------------------------------------------------------------------------------------------------
+
+    def new_scores(self, key: str, split: str, rows: int, classes: int) -> np.memmap:
+        """A zeroed array on disk for scores under way; it is not listed before its head is stored."""
+        path = self._score_path(key, split)
+        try:
+            return np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(rows, classes))
+        except OSError as error:
+            raise files.storage_error(path, error) from error
+
+    def put_labels(self, split: str, labels: np.ndarray) -> None:
+        """Store a split's labels."""
+        with files.writing(self._score_path("labels", split)) as temporary, open(temporary, "wb") as stream:
+            np.save(stream, np.asarray(labels, np.int64), allow_pickle=False)
+
+    def put_facts(self, facts: Mapping[str, Any]) -> None:
+        """Store the facts about the trunk; from here on the trunk's own scores count as complete."""
+        files.write_json(self.folder / "facts.json", dict(facts))
+
+    def put_head(
+        self,
+        site: str,
+        head: str,
+        parameters: Mapping[str, np.ndarray],
+        *,
+        order: int,
+        temperature: float,
+        epochs: int,
+        loss: float,
+    ) -> None:
+        """Store a trained head whose scores are already on disk."""
+        facts = {
+            "site": site,
+            "head": head,
+            "order": order,
+            "temperature": temperature,
+            "digest": digest_arrays(parameters),
+            "epochs": epochs,
+            "loss": loss,
+        }
+        data = save_tensors(dict(parameters), metadata={"eexform.head": json.dumps(facts)})
+        files.write_bytes(self._head_path(head_key(site, head)), data)
+        self._records = None
+
+    # -- paths ------------------------------------------------------------------------------------------------------------
+
+    def _record(self, site: str, head: str) -> HeadRecord:
+        if (site, head) not in self.records:
+            at_site = [text for where, text in self.records if where == site]
+            if at_site:
+                raise OptionError(f"no head {head!r} is trained at {site!r}: {suggest(head, at_site)}")
+            sites = {where for where, _ in self.records}
+            raise OptionError(f"no head is trained at {site!r}: {suggest(site, sites)}")
+        return self.records[site, head]
+
+    def _head_path(self, key: str) -> Path:
+        return self.folder / "heads" / f"{key}.safetensors"
+
+    def _score_path(self, key: str, split: str) -> Path:
+        if split not in SPLITS:
+            raise OptionError(f"the bank has no split {split!r}: {suggest(split, SPLITS)}")
+        return self.folder / "scores" / f"{key}.{split}.npy"
+
+    def _read_record(self, path: Path) -> HeadRecord:
+        with _opened(path) as stored:
+            try:
+                facts = json.loads((stored.metadata() or {})["eexform.head"])
+                return HeadRecord(**facts, key=path.stem)
+            except (KeyError, ValueError, TypeError) as error:
+                raise RunError(f"{path}: is not a head of this version ({error!r}); delete it to train it again") from error
+
+
+def head_key(site: str, head: str) -> str:
+    """File name of a head: sha-256 of site and head text (value names may hold any character)."""
+    return hashlib.sha256(json.dumps([site, head]).encode()).hexdigest()[:32]
+
+
+def _opened(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="numpy")
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"{path}: cannot be read ({error}); delete it to train the head again") from error
+
+
+def _array(path: Path) -> np.ndarray:
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path}: scores are missing or damaged ({error}); train the bank again") from error

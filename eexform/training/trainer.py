@@ -1,0 +1,330 @@
+"""Head training: one streaming pass of the frozen trunk per epoch feeds every head at every site.
+
+Memory does not grow with the data set: at any time there is one batch of inputs, the trunk's values at the sites for
+that batch, the heads with their gradients and optimiser state, and pages of score files that the system may drop.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from eexform.backends import ort
+from eexform.data.dataset import Dataset
+from eexform.errors import DataError, EexformError
+from eexform.heads import HeadSpec
+from eexform.ir.graph import Graph
+from eexform.ir.sites import Site
+from eexform.progress import Progress, Silent
+from eexform.training import checkpoint
+from eexform.training.bank import SPLITS, Bank, head_key
+from eexform.training.calibrate import fit_temperature, negative_log_likelihood
+from eexform.training.losses import head_loss
+from eexform.training.options import TrainOptions
+from eexform.training.student import Student
+
+EVALUATION_BATCH = 250
+
+
+@dataclass(frozen=True)
+class TrainReport:
+    """What :func:`train_bank` did.
+
+    Attributes:
+        trained: number of heads trained now.
+        reused: number of heads that were in the bank already.
+        epochs: epochs run now (early stopping included).
+        seconds: wall time of the training loop.
+        seconds_scoring: wall time of the passes that stored scores.
+        memory_bytes: bound on the memory that one step holds (see :func:`step_memory`).
+    """
+
+    trained: int
+    reused: int
+    epochs: int
+    seconds: float
+    seconds_scoring: float
+    memory_bytes: int
+
+
+def train_bank(
+    graph: Graph,
+    dataset: Dataset,
+    sites: Sequence[Site],
+    heads: Mapping[str, Sequence[HeadSpec]],
+    bank: Bank,
+    options: TrainOptions,
+    *,
+    threads: int = 0,
+    progress: Progress | None = None,
+) -> TrainReport:
+    """Train the heads that the bank lacks, and store them with their scores.
+
+    Args:
+        graph: the trunk.
+        dataset: bound to ``graph``; head-train is streamed with augmentation, the other splits without.
+        sites: in the order in which a sample meets them.
+        heads: specs per site value.
+        bank: where to look and to store.
+        options: how to train.
+        threads: of onnxruntime and torch; 0 lets each choose.
+        progress: who is told.
+
+    Raises:
+        DataError: scores or inputs hold NaN.
+        EexformError: a head's loss is not finite.
+    """
+    show = progress or Silent()
+    if not bank.facts:
+        _score_trunk(graph, dataset, bank, threads, show)
+    wanted = [(order, site, spec) for order, site in enumerate(sites) for spec in heads.get(site.value, ())]
+    missing = [entry for entry in wanted if not bank.has(entry[1].value, str(entry[2]))]
+    memory = step_memory(graph, sites, missing, options.batch_size)
+    if not missing:
+        return TrainReport(0, len(wanted), 0, 0.0, 0.0, memory)
+
+    students = [Student(order, site, spec, graph.num_classes, options) for order, site, spec in missing]
+    show.say(
+        f"training {len(students)} heads at {len({s.site.value for s in students})} sites "
+        f"({len(wanted) - len(missing)} more are in the bank), at most {options.epochs} epochs; "
+        f"a step holds up to {memory / 2**20:.0f} MiB"
+    )
+    started = time.perf_counter()
+    with _torch_threads(threads):
+        epochs = _fit(graph, dataset, students, bank, options, threads, show)
+    trained = time.perf_counter()
+    _score_heads(graph, dataset, students, bank, threads, show, epochs)
+    checkpoint.discard(bank.folder)
+    return TrainReport(
+        trained=len(students),
+        reused=len(wanted) - len(missing),
+        epochs=epochs,
+        seconds=trained - started,
+        seconds_scoring=time.perf_counter() - trained,
+        memory_bytes=memory,
+    )
+
+
+def step_memory(
+    graph: Graph, sites: Sequence[Site], entries: Sequence[tuple[int, Site, HeadSpec]], batch_size: int
+) -> int:
+    """Bound in bytes on the values one training step holds: inputs, site values, and per head three copies of its site.
+
+    Three: a head's activations are at most about as large as its site's value (heads reduce space before they widen),
+    and the backward pass holds as much again; parameters and optimiser state are small beside them.
+    """
+
+    def size(shape: Sequence[object]) -> int:
+        return int(np.prod([dim for dim in shape if isinstance(dim, int)] or [1]))
+
+    of_site = {site.value: size(site.shape) for site in sites}
+    inputs = sum(size(graph.types[name].shape or ()) for name in graph.inputs)
+    per_sample = inputs + sum(of_site.values()) + 3 * sum(of_site[site.value] for _, site, _ in entries)
+    return 4 * max(batch_size, EVALUATION_BATCH) * per_sample
+
+
+def _tapped(graph: Graph, values: Sequence[str], threads: int) -> tuple[ort.Session, list[str]]:
+    names = list(dict.fromkeys(values))
+    return ort.session(ort.tap(graph, names), threads=threads), [graph.final, *names]
+
+
+def _fit(
+    graph: Graph,
+    dataset: Dataset,
+    students: list[Student],
+    bank: Bank,
+    options: TrainOptions,
+    threads: int,
+    show: Progress,
+) -> int:
+    """Run the epochs; afterwards every student holds its best parameters. Returns the number of epochs it took."""
+    session, names = _tapped(graph, [student.site.value for student in students], threads)
+    parameters = [p for student in students for p in student.module.parameters()]
+    optimiser = torch.optim.AdamW(parameters, lr=options.learning_rate, weight_decay=options.weight_decay)
+    steps = -(-dataset.count("head_train") // options.batch_size)
+    first = checkpoint.restore(bank.folder, students, optimiser)
+    if first:
+        show.say(f"going on after epoch {first} of an interrupted training")
+    with show.task("training heads", options.epochs * steps) as task:
+        task.advance(first * steps)
+        for epoch in range(first, options.epochs):
+            if _exhausted(students, options):
+                return epoch
+            for student in students:
+                student.module.train()
+            batches = dataset.batches("head_train", options.batch_size, seed=options.seed, augment=True, epoch=epoch)
+            for step, batch in enumerate(batches):
+                rate = _learning_rate((epoch * steps + step) / (options.epochs * steps), options)
+                for group in optimiser.param_groups:
+                    group["lr"] = rate
+                values = ort.run(session, batch.feeds, names)
+                if len(batch.indices) < 2:
+                    continue  # batch normalisation has no variance over one sample
+                teacher = torch.from_numpy(_as_logits(values[graph.final], graph))
+                features = {name: torch.from_numpy(values[name]) for name in names[1:]}
+                optimiser.zero_grad(set_to_none=True)
+                total = torch.zeros(())
+                for student in students:
+                    scores = student.module(features[student.site.value])
+                    total = total + head_loss(scores, teacher, batch, options)
+                total.backward()
+                optimiser.step()
+                for student in students:
+                    student.update_average()
+                task.advance(1, f"epoch {epoch + 1}, mean loss {float(total) / len(students):.3f}")
+            _assess(graph, dataset, students, bank, session, names, epoch + 1)
+            checkpoint.save(bank.folder, students, optimiser, epoch + 1)
+    return options.epochs
+
+
+def _learning_rate(done: float, options: TrainOptions) -> float:
+    """Linear warm-up, then half a cosine to zero; ``done`` is the share of all steps behind us."""
+    if done < options.warmup:
+        return options.learning_rate * (0.05 + 0.95 * done / options.warmup)
+    return options.learning_rate * 0.5 * (1 + np.cos(np.pi * (done - options.warmup) / (1 - options.warmup)))
+
+
+def _exhausted(students: Sequence[Student], options: TrainOptions) -> bool:
+    return options.patience > 0 and all(student.stale >= options.patience for student in students)
+
+
+def _assess(
+    graph: Graph,
+    dataset: Dataset,
+    students: Sequence[Student],
+    bank: Bank,
+    session: ort.Session,
+    names: list[str],
+    epoch: int,
+) -> None:
+    """Loss of every student on calibrate; each keeps the parameters of its best epoch."""
+    labels = np.asarray(bank.labels("calibrate"))
+    collected: list[list[np.ndarray]] = [[] for _ in students]
+    for values, _ in _stream(dataset, "calibrate", session, names):
+        for place, student in enumerate(students):
+            collected[place].append(student.predict(values[student.site.value]))
+    for place, student in enumerate(students):
+        loss = negative_log_likelihood(np.concatenate(collected[place]), labels)
+        if not np.isfinite(loss):
+            raise EexformError(
+                f"head {student.spec} at {student.site.value!r}: the loss is not finite after epoch {epoch}; "
+                "lower the learning rate, or look for extreme values in the trunk's features there"
+            )
+        student.consider(loss, epoch)
+
+
+def _stream(
+    dataset: Dataset, split: str, session: ort.Session, names: list[str]
+) -> Iterator[tuple[dict[str, np.ndarray], slice]]:
+    """The trunk's values on a split in stored order, with the rows they belong to."""
+    start = 0
+    for batch in dataset.batches(split, EVALUATION_BATCH):
+        rows = slice(start, start + len(batch.indices))
+        start = rows.stop
+        yield ort.run(session, batch.feeds, names), rows
+
+
+def _score_heads(
+    graph: Graph,
+    dataset: Dataset,
+    students: Sequence[Student],
+    bank: Bank,
+    threads: int,
+    show: Progress,
+    epochs: int,
+) -> None:
+    """Scores of all students on every kept split, then the heads themselves (a listed head is complete)."""
+    session, names = _tapped(graph, [student.site.value for student in students], threads)
+    for student in students:
+        student.load_best()
+    with show.task("scoring heads", sum(dataset.count(split) for split in SPLITS)) as task:
+        for split in SPLITS:
+            rows = dataset.count(split)
+            keys = [head_key(student.site.value, str(student.spec)) for student in students]
+            stores = [bank.new_scores(key, split, rows, graph.num_classes) for key in keys]
+            for values, at in _stream(dataset, split, session, names):
+                for student, store in zip(students, stores, strict=True):
+                    store[at] = student.predict(values[student.site.value], graph.scores)
+                task.advance(at.stop - at.start)
+            for store in stores:
+                store.flush()
+    labels = np.asarray(bank.labels("calibrate"))
+    for student, key in zip(students, keys, strict=True):
+        scores = np.load(bank.folder / "scores" / f"{key}.calibrate.npy", mmap_mode="r", allow_pickle=False)
+        temperature = fit_temperature(scores, labels) if graph.scores == "logits" else 1.0
+        bank.put_head(
+            student.site.value,
+            str(student.spec),
+            student.parameters(),
+            order=student.order,
+            temperature=temperature,
+            epochs=epochs,
+            loss=student.best_loss,
+        )
+
+
+def _score_trunk(graph: Graph, dataset: Dataset, bank: Bank, threads: int, show: Progress) -> None:
+    """The trunk's own scores, labels and accuracy per split; on a sample of head-train too, to see memorisation."""
+    session, names = _tapped(graph, (), threads)
+    with_labels = dataset.labels == "given"
+    accuracy: dict[str, float] = {}
+    counted: dict[str, int] = {}
+    probe = min(dataset.count("head_train"), max(dataset.count("select"), 500))
+    total = probe + sum(dataset.count(split) for split in SPLITS)
+    with show.task("scoring the trunk", total) as task:
+        for split in SPLITS:
+            rows = dataset.count(split)
+            store = bank.new_scores("final", split, rows, graph.num_classes)
+            labels = np.empty(rows, np.int64)
+            start = 0
+            for batch in dataset.batches(split, EVALUATION_BATCH):
+                scores = ort.run(session, batch.feeds, names)[graph.final]
+                if not np.isfinite(scores).all():
+                    raise DataError(
+                        f"the trunk's output {graph.final!r} holds NaN or infinity on {split} samples {batch.indices[:3]}"
+                    )
+                stop = start + len(scores)
+                store[start:stop] = scores
+                labels[start:stop] = batch.labels if with_labels else scores.argmax(axis=1)
+                start = stop
+                task.advance(len(scores))
+            store.flush()
+            bank.put_labels(split, labels)
+            accuracy[split] = float((np.asarray(store).argmax(axis=1) == labels).mean()) if rows else 0.0
+            counted[split] = rows
+        right = seen = 0
+        for batch in dataset.batches("head_train", EVALUATION_BATCH):
+            if seen >= probe:
+                break
+            answers = ort.run(session, batch.feeds, names)[graph.final].argmax(axis=1)
+            right += int((answers == batch.labels).sum()) if with_labels else len(answers)
+            seen += len(answers)
+            task.advance(len(answers))
+    accuracy["head_train"], counted["head_train"] = right / max(1, seen), seen
+    calibrate = np.asarray(bank.final("calibrate"))
+    temperature = fit_temperature(calibrate, np.asarray(bank.labels("calibrate"))) if graph.scores == "logits" else 1.0
+    bank.put_facts({"accuracy": accuracy, "samples": counted, "temperature": temperature, "scores": graph.scores})
+
+
+def _as_logits(scores: np.ndarray, graph: Graph) -> np.ndarray:
+    """Scores whose softmax is the classifier's distribution (the logarithm, where they are probabilities)."""
+    return scores if graph.scores == "logits" else np.log(np.maximum(scores, 1e-12))
+
+
+class _torch_threads:
+    """Set torch's thread count inside the block."""
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+        self.before = torch.get_num_threads()
+
+    def __enter__(self) -> None:
+        if self.threads:
+            torch.set_num_threads(self.threads)
+
+    def __exit__(self, *exc: object) -> None:
+        torch.set_num_threads(self.before)
