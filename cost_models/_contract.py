@@ -41,12 +41,19 @@ class CostModel(ABC):
     additive: ClassVar[bool]
     """True: ``cost(graph).nodes`` covers every node and the total is their sum. False: sub-graphs are costed apart."""
 
+    measured: ClassVar[bool] = False
+    """True: timed or read from a device, so two calls differ; False: a pure function of the graph."""
+
     per_sample: ClassVar[bool] = True
-    """True: paid per sample along its path. False (sizes): everything in the file is paid once, whatever path is taken."""
+    """True: paid per sample along its path. False (sizes): everything in the file is paid once, whatever the path."""
 
     @abstractmethod
     def cost(self, graph: Graph) -> Cost:
         """Cost of running all of ``graph`` (every output) on one sample."""
+
+    def overhead(self) -> float:
+        """What a graph costs on its own however small it is, and does not cost as a part of a bigger one (a call)."""
+        return 0.0
 
     def routing(self, graph: Graph) -> float:
         """Cost of one exit's decision, gather and branch; 0 where the unit does not see it (MACs, parameters)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -89,6 +90,12 @@ def read_json(path: str | Path) -> Any:
         raise RunError(f"{path}: no such file") from error
     except (ValueError, OSError) as error:
         raise RunError(f"{path}: cannot be read as JSON ({error}); it may be damaged") from error
+
+
+def file_sha256(path: str | Path) -> str:
+    """Full sha-256 of a file's bytes, in hex."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def storage_error(target: Path, error: OSError) -> StorageError:

@@ -323,3 +323,47 @@ def describe_field(field: dataclasses.Field[Any]) -> dict[str, Any]:
         "required": field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING,
         "help": field.metadata.get("help", ""),
     }
+
+
+def describe_fields(cls: type) -> list[dict[str, Any]]:
+    """:func:`describe_field` of every parameter, in order of declaration."""
+    return [describe_field(item) for item in dataclasses.fields(cls)]
+
+
+_PLAIN: dict[str, tuple[type, ...]] = {"bool": (bool,), "int": (int,), "float": (int, float), "str": (str,)}
+
+
+def check_parameters(cls: type, label: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """``given`` in canonical form; parameters may be missing.
+
+    Args:
+        cls: dataclass whose fields are the parameters.
+        label: what it is called in messages, e.g. ``pass 'insert_exits'``.
+        given: values by parameter name.
+
+    Raises:
+        OptionError: unknown parameter or value out of range; names both and the valid choices. Domains that depend on a
+            graph are not checked here.
+    """
+    fields = {item.name: item for item in dataclasses.fields(cls)}
+    domains = tunable_fields(cls)
+    checked = {}
+    for key, value in given.items():
+        if key not in fields:
+            known = f": {suggest(key, fields)}" if fields else " (it has none)"
+            raise OptionError(f"{label} has no parameter {key!r}{known}")
+        where, domain = f"{label}, parameter {key!r}", domains.get(key)
+        if isinstance(domain, Domain):
+            value = domain.validate(value, where)
+        kinds = _PLAIN.get(str(fields[key].type))
+        if kinds and (not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds)):
+            raise OptionError(f"{where}: expected {fields[key].type}, found {value!r}")
+        checked[key] = value
+    return checked
+
+
+def missing_parameters(cls: type, given: Mapping[str, Any]) -> tuple[str, ...]:
+    """Parameters without a default that ``given`` leaves out."""
+    return tuple(
+        item.name for item in dataclasses.fields(cls) if describe_field(item)["required"] and item.name not in given
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 
 from eexform.ir.graph import Graph
+from eexform.passes import _instruments
 from eexform.tunables import Domain, tunable_fields
 
 
@@ -20,7 +22,7 @@ class TrainedHead:
     Attributes:
         parameters: arrays by the name they have in the stand-alone head graph (see ``eexform.heads.head_graph``).
         temperature: calibrated on data that neither trunk nor head has seen.
-        digest: sha-256 of the parameters.
+        digest: sha-256 of the parameters (:func:`eexform.ir.digest.digest_arrays`).
     """
 
     parameters: Mapping[str, np.ndarray]
@@ -47,10 +49,10 @@ class PassContext:
 
     Attributes:
         heads: trained heads; ``None`` where there are none.
-        exit_rates: share of samples that leave at each exit of the graph (final exit last), measured on select; ``None``
-            where unknown. ``drop_idle_exits`` needs it.
-        node_costs: additive cost per node under the search's cost model, for passes that weigh work; computes MACs by
-            default.
+        exit_rates: share of samples that leave at each exit of the graph (final exit last), measured on select;
+            ``None`` where unknown. ``drop_idle_exits`` needs it.
+        node_costs: additive cost per node under the search's cost model, for passes that weigh work; ``None`` means
+            multiply-accumulates.
         seed: for passes that draw random numbers.
     """
 
@@ -89,17 +91,22 @@ class Pass(ABC):
     """A parameterised Graph → Graph function.
 
     Sub-classes are frozen dataclasses, one file each, registered in the entry-point group ``eexform.passes``. Fields
-    made with :func:`eexform.tunables.tunable` may be chosen by a search; those made with ``parameter`` may not.
+    made with :func:`eexform.tunables.tunable` may be chosen by a search; those made with ``parameter`` may not. Call
+    the pass to apply it: that checks what it ``requires``, runs it and checks what it ``ensures``.
     """
 
     name: ClassVar[str]
     """The name it is registered under."""
 
     preserves_outputs: ClassVar[bool] = False
-    """True where the final scores are the same numbers before and after (up to rounding); the test-suite checks it."""
+    """True where every output is the same numbers before and after (up to rounding); the test-suite checks it."""
+
+    composite: ClassVar[bool] = False
+    """True for passes made of passes: instruments watch the parts, not the whole."""
 
     def requires(self, graph: Graph) -> None:
         """Raise :class:`eexform.errors.PassError` (with ``need``) where the pass cannot run on ``graph``."""
+        return
 
     @abstractmethod
     def run(self, graph: Graph, context: PassContext) -> PassResult:
@@ -107,6 +114,21 @@ class Pass(ABC):
 
     def ensures(self, graph: Graph) -> None:
         """Raise :class:`eexform.errors.PassError` where the result lacks what the pass guarantees."""
+        return
+
+    def __call__(self, graph: Graph, context: PassContext | None = None) -> PassResult:
+        """Apply the pass: ``requires`` on the graph, ``run``, ``ensures`` on the result, watched by the instruments.
+
+        Raises:
+            PassError: the pass cannot run on this graph, or broke what it guarantees.
+        """
+        context = PassContext() if context is None else context
+        with _instruments.watching(self, graph) as watch:
+            self.requires(graph)
+            result = self.run(graph, context)
+            self.ensures(result.graph)
+            watch(result)
+        return result
 
     @classmethod
     def space(cls, graph: Graph, context: PassContext) -> dict[str, Domain]:
@@ -116,11 +138,26 @@ class Pass(ABC):
             for name, domain in tunable_fields(cls).items()
         }
 
+    def to_plain(self) -> dict[str, Any]:
+        """The parameters as plain values that a recipe file can hold; those at their default are left out."""
+        plain = {}
+        for item in dataclasses.fields(self):  # type: ignore[arg-type]
+            value = getattr(self, item.name)
+            made = item.default_factory() if item.default_factory is not dataclasses.MISSING else item.default
+            if made is dataclasses.MISSING or value != made:
+                plain[item.name] = plain_value(value)
+        return plain
+
     @classmethod
     def summary(cls) -> str:
         """First line of the docstring."""
         return (cls.__doc__ or "").strip().splitlines()[0] if cls.__doc__ else ""
 
 
-Recipe = tuple[tuple[str, Mapping[str, Any]], ...]
-"""Ordered passes by registered name, each with its parameters (see ``eexform.passes.recipe``)."""
+def plain_value(value: Any) -> Any:
+    """``value`` with tuples as lists and numpy scalars as Python's own."""
+    if isinstance(value, Mapping):
+        return {str(key): plain_value(entry) for key, entry in value.items()}
+    if isinstance(value, (tuple, list, set, frozenset)):
+        return [plain_value(entry) for entry in value]
+    return value.item() if isinstance(value, np.generic) else value

@@ -8,7 +8,6 @@ import torch
 from eexform.backends.fx import fx_parameters, raise_to_fx
 from eexform.errors import EexformError
 from eexform.heads import HeadSpec, head_graph
-from eexform.ir.exits import Scores
 from eexform.ir.sites import Site
 from eexform.training.options import TrainOptions
 
@@ -45,16 +44,15 @@ class Student:
                 else:
                     self.average[name].copy_(value)
 
-    def predict(self, features: np.ndarray, kind: Scores = "logits") -> np.ndarray:
-        """Scores on the site's values, float32 [n, classes], with the averaged parameters where there are any."""
+    def predict(self, features: np.ndarray) -> np.ndarray:
+        """Logits on the site's values, float32 [n, classes], with the averaged parameters where there are any."""
         current = None
         if self.decay and self.average:
             current = self._state()
             self.module.load_state_dict(self.average)
         self.module.eval()
         with torch.inference_mode():
-            scores = self.module(torch.from_numpy(features))
-            result = (scores.softmax(dim=1) if kind == "probabilities" else scores).numpy().astype(np.float32)
+            result: np.ndarray = self.module(torch.from_numpy(features)).numpy().astype(np.float32)
         if current is not None:
             self.module.load_state_dict(current)
         return result

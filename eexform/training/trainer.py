@@ -6,17 +6,23 @@ that batch, the heads with their gradients and optimiser state, and pages of sco
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from onnxruntime import InferenceSession as Session
+
 from eexform.backends import ort
-from eexform.data.dataset import Dataset
+from eexform.data.dataset import Batch, Dataset
 from eexform.errors import DataError, EexformError
-from eexform.heads import HeadSpec
+from eexform.heads import HeadSpec, head_graph, with_parameters
+from eexform.ir.extract import graft
 from eexform.ir.graph import Graph
 from eexform.ir.sites import Site
 from eexform.progress import Progress, Silent
@@ -71,7 +77,7 @@ def train_bank(
         heads: specs per site value.
         bank: where to look and to store.
         options: how to train.
-        threads: of onnxruntime and torch; 0 lets each choose.
+        threads: to use in all; 0 is one per core. While heads train, half run the trunk and half the heads.
         progress: who is told.
 
     Raises:
@@ -79,6 +85,7 @@ def train_bank(
         EexformError: a head's loss is not finite.
     """
     show = progress or Silent()
+    threads = threads or os.cpu_count() or 1
     if not bank.facts:
         _score_trunk(graph, dataset, bank, threads, show)
     wanted = [(order, site, spec) for order, site in enumerate(sites) for spec in heads.get(site.value, ())]
@@ -94,8 +101,9 @@ def train_bank(
         f"a step holds up to {memory / 2**20:.0f} MiB"
     )
     started = time.perf_counter()
-    with _torch_threads(threads):
-        epochs = _fit(graph, dataset, students, bank, options, threads, show)
+    trunk_threads = max(1, threads // 2)
+    with _torch_threads(max(1, threads - trunk_threads)):
+        epochs = _fit(graph, dataset, students, bank, options, trunk_threads, show)
     trained = time.perf_counter()
     _score_heads(graph, dataset, students, bank, threads, show, epochs)
     checkpoint.discard(bank.folder)
@@ -124,10 +132,10 @@ def step_memory(
     of_site = {site.value: size(site.shape) for site in sites}
     inputs = sum(size(graph.types[name].shape or ()) for name in graph.inputs)
     per_sample = inputs + sum(of_site.values()) + 3 * sum(of_site[site.value] for _, site, _ in entries)
-    return 4 * max(batch_size, EVALUATION_BATCH) * per_sample
+    return 2 * 4 * max(batch_size, EVALUATION_BATCH) * per_sample  # twice: the next batch is prepared meanwhile
 
 
-def _tapped(graph: Graph, values: Sequence[str], threads: int) -> tuple[ort.Session, list[str]]:
+def _tapped(graph: Graph, values: Sequence[str], threads: int) -> tuple[Session, list[str]]:
     names = list(dict.fromkeys(values))
     return ort.session(ort.tap(graph, names), threads=threads), [graph.final, *names]
 
@@ -138,14 +146,14 @@ def _fit(
     students: list[Student],
     bank: Bank,
     options: TrainOptions,
-    threads: int,
+    trunk_threads: int,
     show: Progress,
 ) -> int:
     """Run the epochs; afterwards every student holds its best parameters. Returns the number of epochs it took."""
-    session, names = _tapped(graph, [student.site.value for student in students], threads)
+    session, names = _tapped(graph, [student.site.value for student in students], trunk_threads)
     parameters = [p for student in students for p in student.module.parameters()]
     optimiser = torch.optim.AdamW(parameters, lr=options.learning_rate, weight_decay=options.weight_decay)
-    steps = -(-dataset.count("head_train") // options.batch_size)
+    steps = -(-dataset.size("head_train") // options.batch_size)
     first = checkpoint.restore(bank.folder, students, optimiser)
     if first:
         show.say(f"going on after epoch {first} of an interrupted training")
@@ -157,12 +165,11 @@ def _fit(
             for student in students:
                 student.module.train()
             batches = dataset.batches("head_train", options.batch_size, seed=options.seed, augment=True, epoch=epoch)
-            for step, batch in enumerate(batches):
+            for step, (batch, values) in enumerate(_ahead(batches, session, names)):
                 rate = _learning_rate((epoch * steps + step) / (options.epochs * steps), options)
                 for group in optimiser.param_groups:
                     group["lr"] = rate
-                values = ort.run(session, batch.feeds, names)
-                if len(batch.indices) < 2:
+                if len(batch) < 2:
                     continue  # batch normalisation has no variance over one sample
                 teacher = torch.from_numpy(_as_logits(values[graph.final], graph))
                 features = {name: torch.from_numpy(values[name]) for name in names[1:]}
@@ -175,10 +182,29 @@ def _fit(
                 optimiser.step()
                 for student in students:
                     student.update_average()
-                task.advance(1, f"epoch {epoch + 1}, mean loss {float(total) / len(students):.3f}")
+                task.advance(1, f"epoch {epoch + 1}, mean loss {total.item() / len(students):.3f}")
             _assess(graph, dataset, students, bank, session, names, epoch + 1)
             checkpoint.save(bank.folder, students, optimiser, epoch + 1)
     return options.epochs
+
+
+def _ahead(
+    batches: Iterator[Batch], session: Session, names: list[str]
+) -> Iterator[tuple[Batch, dict[str, np.ndarray]]]:
+    """Each batch with the trunk's values on it; the trunk runs on the next batch while the heads train on this one.
+
+    Trunk and heads take turns on one sample of work, not on one core: with a thread each they need no barrier, and
+    neither waits for the other's threads to spin down.
+    """
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="eexform-trunk") as pool:
+        pending = None
+        for batch in batches:
+            following = (batch, pool.submit(ort.run, session, batch.feeds, names))
+            if pending is not None:
+                yield pending[0], pending[1].result()
+            pending = following
+        if pending is not None:
+            yield pending[0], pending[1].result()
 
 
 def _learning_rate(done: float, options: TrainOptions) -> float:
@@ -197,7 +223,7 @@ def _assess(
     dataset: Dataset,
     students: Sequence[Student],
     bank: Bank,
-    session: ort.Session,
+    session: Session,
     names: list[str],
     epoch: int,
 ) -> None:
@@ -218,7 +244,7 @@ def _assess(
 
 
 def _stream(
-    dataset: Dataset, split: str, session: ort.Session, names: list[str]
+    dataset: Dataset, split: str, session: Session, names: list[str]
 ) -> Iterator[tuple[dict[str, np.ndarray], slice]]:
     """The trunk's values on a split in stored order, with the rows they belong to."""
     start = 0
@@ -226,6 +252,23 @@ def _stream(
         rows = slice(start, start + len(batch.indices))
         start = rows.stop
         yield ort.run(session, batch.feeds, names), rows
+
+
+def _with_heads(graph: Graph, students: Sequence[Student]) -> tuple[Graph, list[str]]:
+    """The trunk with every student's head attached, and the names of their scores: what will be deployed, all at once."""
+    draft = graph.copy().gs
+    values = {tensor.name: tensor for node in draft.nodes for tensor in node.outputs}
+    names = []
+    for place, student in enumerate(students):
+        head = head_graph(
+            student.spec, student.site, num_classes=graph.num_classes, scores=graph.scores, seed=0, opset=graph.opset
+        )
+        head = with_parameters(head, student.parameters())
+        feeds = {head.inputs[0]: values[student.site.value]}
+        output = graft(draft, head, feeds=feeds, prefix=f"head{place}.")[head.final]
+        draft.outputs.append(output)
+        names.append(output.name)
+    return graph.replace(draft), names
 
 
 def _score_heads(
@@ -237,18 +280,23 @@ def _score_heads(
     show: Progress,
     epochs: int,
 ) -> None:
-    """Scores of all students on every kept split, then the heads themselves (a listed head is complete)."""
-    session, names = _tapped(graph, [student.site.value for student in students], threads)
+    """Scores of all students on every kept split, then the heads themselves (a listed head is complete).
+
+    The scores come from onnxruntime running the very nodes that will be exported, so that what a search predicts is what
+    the deployed network does.
+    """
     for student in students:
         student.load_best()
-    with show.task("scoring heads", sum(dataset.count(split) for split in SPLITS)) as task:
+    whole, outputs = _with_heads(graph, students)
+    session = ort.session(whole, threads=threads)
+    keys = [head_key(student.site.value, str(student.spec)) for student in students]
+    with show.task("scoring heads", sum(dataset.size(split) for split in SPLITS)) as task:
         for split in SPLITS:
-            rows = dataset.count(split)
-            keys = [head_key(student.site.value, str(student.spec)) for student in students]
+            rows = dataset.size(split)
             stores = [bank.new_scores(key, split, rows, graph.num_classes) for key in keys]
-            for values, at in _stream(dataset, split, session, names):
-                for student, store in zip(students, stores, strict=True):
-                    store[at] = student.predict(values[student.site.value], graph.scores)
+            for values, at in _stream(dataset, split, session, outputs):
+                for name, store in zip(outputs, stores, strict=True):
+                    store[at] = values[name]
                 task.advance(at.stop - at.start)
             for store in stores:
                 store.flush()
@@ -273,11 +321,11 @@ def _score_trunk(graph: Graph, dataset: Dataset, bank: Bank, threads: int, show:
     with_labels = dataset.labels == "given"
     accuracy: dict[str, float] = {}
     counted: dict[str, int] = {}
-    probe = min(dataset.count("head_train"), max(dataset.count("select"), 500))
-    total = probe + sum(dataset.count(split) for split in SPLITS)
+    probe = min(dataset.size("head_train"), max(dataset.size("select"), 500))
+    total = probe + sum(dataset.size(split) for split in SPLITS)
     with show.task("scoring the trunk", total) as task:
         for split in SPLITS:
-            rows = dataset.count(split)
+            rows = dataset.size(split)
             store = bank.new_scores("final", split, rows, graph.num_classes)
             labels = np.empty(rows, np.int64)
             start = 0
@@ -315,16 +363,12 @@ def _as_logits(scores: np.ndarray, graph: Graph) -> np.ndarray:
     return scores if graph.scores == "logits" else np.log(np.maximum(scores, 1e-12))
 
 
-class _torch_threads:
+@contextmanager
+def _torch_threads(threads: int) -> Iterator[None]:
     """Set torch's thread count inside the block."""
-
-    def __init__(self, threads: int) -> None:
-        self.threads = threads
-        self.before = torch.get_num_threads()
-
-    def __enter__(self) -> None:
-        if self.threads:
-            torch.set_num_threads(self.threads)
-
-    def __exit__(self, *exc: object) -> None:
-        torch.set_num_threads(self.before)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,186 @@
+"""Lowering to one ONNX file per block, for runtimes without control flow or devices that hand work on.
+
+The files share values by name. A runner (:class:`eexform.runtime.StagedSession` is one) keeps a pool of arrays: it starts
+with the network's inputs, each stage takes its inputs out of it and puts its ``hands_on`` outputs in, and after an exit
+the rows of the values in ``live`` are thinned to the samples that stay; what is in neither ``live`` nor ``fixed`` may be
+dropped. ``manifest.json`` beside the files says all that:
+
+    format, version, form ("stages"), metadata (the ``eexform.*`` keys), output, scores, num_classes,
+    inputs: [{name, dtype, shape}],
+    stages: [{file, sha256, data_sha256 (weights beside the file) or null,
+              inputs: [{name, dtype, shape, batch_axis}],     # batch_axis null: does not depend on the samples
+              scores, confidence: names of outputs, hands_on: [names of outputs], fixed: [those without a batch axis],
+              live: [{name, batch_axis}],                      # what later stages need, after this stage
+              site, head, measure, temperature, threshold}]    # null in the last stage; threshold "never" / "always"
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+
+import eexform
+from eexform.backends import metadata, protos
+from eexform.backends.blocks import Block, split
+from eexform.backends.confidence import emit_scored
+from eexform.backends.rebatch import Names, Scope, bind_inputs
+from eexform.errors import GraphError
+from eexform.files import file_sha256, write_json, writing_folder
+from eexform.ir.graph import Graph
+from eexform.ir.types import Dim, TensorType
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+CONFIDENCE = "confidence"
+
+
+@dataclass(frozen=True)
+class Stages:
+    """A staged network in memory.
+
+    Attributes:
+        models: one model per stage, in order.
+        manifest: what ``manifest.json`` will hold, but for the files' digests.
+    """
+
+    models: tuple[onnx.ModelProto, ...]
+    manifest: Mapping[str, Any]
+
+
+def lower_stages(graph: Graph) -> Stages:
+    """One model per block and the manifest that ties them together.
+
+    Args:
+        graph: a graph with exits.
+
+    Returns:
+        The stages. Every stage yields class scores under the original output's name, and ``confidence`` [N].
+
+    Raises:
+        GraphError: no exits, or a value that cannot be recomputed for undecided rows.
+    """
+    blocks = split(graph)
+    scopes: list[Scope] = []
+    scored: list[gs.Variable] = []
+    for depth, block in enumerate(blocks):
+        names = Names(graph, [graph.final, CONFIDENCE])  # each file has its own: stages need not differ in names
+        scope = Scope(graph, names, prefix=f"stage{depth}." if depth else "", outer=scopes[-1] if scopes else None)
+        if depth:
+            for value in blocks[depth - 1].live:
+                scope.bind(value, gs.Variable(value, dtype=graph.types[value].dtype))
+        else:
+            bind_inputs(scope)
+        scope.add(block.nodes)
+        scored.append(emit_scored(scope, depth, block.scores)[1])
+        scopes.append(scope)
+    fixed = _fixed_by_stage(scopes)
+    models, described = [], []
+    if any(CONFIDENCE in block.live for block in blocks):
+        raise GraphError(f"the network has a value called {CONFIDENCE!r} that stages would hand on; rename it")
+    for depth, (block, scope) in enumerate(zip(blocks, scopes, strict=True)):
+        made, stage = _stage(graph, block, scope, depth, scored[depth], fixed)
+        models.append(made)
+        described.append(stage)
+    manifest = {
+        "format": FORMAT,
+        "version": eexform.__version__,
+        "form": "stages",
+        "metadata": metadata.build(graph, "stages"),
+        "output": graph.final,
+        "scores": graph.scores,
+        "num_classes": graph.num_classes,
+        "inputs": [_port(tensor.name, graph.types[tensor.name]) for tensor in graph.gs.inputs],
+        "stages": described,
+    }
+    return Stages(tuple(models), manifest)
+
+
+def save_stages(graph: Graph, folder: str | Path) -> None:
+    """Lower to stages and write them, whole or not at all.
+
+    Raises:
+        GraphError: see :func:`lower_stages`.
+        StorageError: the folder cannot be written.
+    """
+    stages = lower_stages(graph)
+    with writing_folder(folder) as temporary:
+        described = []
+        for stage, made in zip(stages.manifest["stages"], stages.models, strict=True):
+            path = temporary / stage["file"]
+            protos.save(made, path)
+            data = path.with_name(path.name + ".data")
+            digests = {"sha256": file_sha256(path), "data_sha256": file_sha256(data) if data.exists() else None}
+            described.append({"file": stage["file"], **digests, **stage})
+        write_json(temporary / MANIFEST, {**stages.manifest, "stages": described})
+
+
+def _fixed_by_stage(scopes: list[Scope]) -> dict[int, dict[str, TensorType]]:
+    """Values without samples (a table of positions, the length of a sequence) that a stage makes for later ones."""
+    maker: dict[str, int] = {}
+    for depth, scope in enumerate(scopes):
+        for node in scope.draft.nodes:
+            for tensor in node.outputs:
+                maker.setdefault(tensor.name, depth)
+    found: dict[int, dict[str, TensorType]] = {depth: {} for depth in range(len(scopes))}
+    for scope in scopes:
+        for key, tensor in scope.imports.items():
+            if tensor.name in maker:  # else it is an input of the network, which the pool has anyway
+                kind = scope.source.types.get(key) or TensorType(np.dtype(np.int64), (1,))
+                found[maker[tensor.name]][tensor.name] = kind
+    return found
+
+
+def _stage(
+    graph: Graph, block: Block, scope: Scope, depth: int, confidence: gs.Variable, fixed: dict[int, dict[str, TensorType]]
+) -> tuple[onnx.ModelProto, dict[str, Any]]:
+    made_here = [value for value in block.live if scope.resolve(value).inputs]
+    confidence.name = CONFIDENCE
+    handed_on = {value: graph.types[value] for value in made_here} | fixed[depth]
+    scope.publish(block.scores, graph.final, alone=block.scores not in handed_on)
+    used = {t.name for node in scope.draft.nodes for t in node.inputs} | set(handed_on)
+    inputs: dict[str, TensorType] = {}
+    for value, tensor in scope.values.items():
+        if not isinstance(tensor, gs.Constant) and not tensor.inputs and tensor.name in used:
+            inputs[tensor.name] = graph.types[value]
+    for key, tensor in scope.imports.items():
+        inputs.setdefault(tensor.name, graph.types.get(key) or TensorType(np.dtype(np.int64), (1,)))
+    body = protos.graph_proto(
+        f"stage{depth}",
+        protos.node_protos(scope.draft),
+        [
+            protos.scores_info(graph, graph.final),
+            protos.value_info(CONFIDENCE, np.float32, ["N"]),
+            *(protos.value_info(name, _dtype(name, kind), kind.shape) for name, kind in handed_on.items()),
+        ],
+        [protos.initializer(constant) for constant in protos.constants(scope.draft.nodes).values()],
+        [protos.value_info(name, _dtype(name, kind), kind.shape) for name, kind in inputs.items()],
+    )
+    leaving = graph.exits[depth].to_json() if depth < len(graph.exits) else {}
+    stage = {
+        "file": f"stage{depth}.onnx",
+        "inputs": [_port(name, kind) for name, kind in inputs.items()],
+        "scores": graph.final,
+        "confidence": CONFIDENCE,
+        "hands_on": list(handed_on),
+        "fixed": list(fixed[depth]),
+        "live": [{"name": value, "batch_axis": graph.types[value].batch_axis} for value in block.live],
+        **{key: leaving.get(key) for key in ("site", "head", "measure", "temperature", "threshold")},
+    }
+    return protos.model(graph, body, metadata.build(graph, "stages")), stage
+
+
+def _dtype(name: str, kind: TensorType) -> np.dtype:
+    if kind.dtype is None:
+        raise GraphError(f"value {name!r} is handed from stage to stage, but its type is not known; use the form 'if'")
+    return kind.dtype
+
+
+def _port(name: str, kind: TensorType) -> dict[str, Any]:
+    shape: list[Dim] | None = None if kind.shape is None else list(kind.shape)
+    return {"name": name, "dtype": str(_dtype(name, kind)), "shape": shape, "batch_axis": kind.batch_axis}

@@ -1,0 +1,287 @@
+"""Between genomes and scorers: evaluates individuals in batches, seeds a population, improves elites."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from eexform.errors import OptionError, suggest
+from eexform.search.bits import BitScorer
+from eexform.search.genome import Constraints, Genome, Individual
+from eexform.search.scorer import Candidate
+from eexform.search.space import Space
+from eexform.search.thresholds import Draft, descend, improve
+from eexform.tunables import Each, Rng, Subset
+
+EXCHANGE = (0.01, 1.0)
+"""Scalarisations: how much error (as a share) the whole trunk's cost is worth, from hardly any to all."""
+
+MOVE_HEADS = 64
+"""Heads that one refinement considers for adding; drawn anew each time."""
+
+
+@dataclass
+class Evaluation:
+    """Scores individuals and makes good ones, for one objective and its constraints.
+
+    Attributes:
+        space: the genes.
+        scorer_for: the bit scorer of an individual's trunk; asked once per variant of the trunk (a plain search has
+        one). objective: name of the cost model to be made small. constraints: limits; ``max_params`` needs the cost
+        model ``params``.
+    """
+
+    space: Space
+    scorer_for: Callable[[Individual], BitScorer]
+    objective: str = "macs"
+    constraints: Constraints = field(default_factory=Constraints)
+    _scorers: dict[str, BitScorer] = field(default_factory=dict, repr=False)
+
+    def scorer(self, individual: Individual) -> BitScorer:
+        """The scorer of the individual's trunk."""
+        key = self.space.trunk_key(individual.genome)
+        if key not in self._scorers:
+            scorer = self.scorer_for(individual)
+            if self.objective not in scorer.costs:
+                raise OptionError(
+                    f"objective {self.objective!r} is no cost model here: {suggest(self.objective, scorer.costs)}"
+                )
+            if math.isfinite(self.constraints.max_params) and "params" not in scorer.costs:
+                raise OptionError("max_params needs the cost model 'params' beside the objective")
+            self._scorers[key] = scorer
+        return self._scorers[key]
+
+    # -- scoring -------------------------------------------------------------------------------------------------------
+
+    def evaluate(self, individuals: Sequence[Individual]) -> None:
+        """Set the fitness of each individual."""
+        for scorer, group in self._grouped(individuals):
+            heads, levels, measure, carry = _arrays([self.draft(individual) for individual in group], scorer)
+            counts = scorer.score(heads, levels, measure, carry)
+            cost = scorer.mean_cost(self.objective, heads, counts)
+            worst = scorer.vectors(self.objective, heads)[:, -1]
+            params = _params(scorer, heads)
+            for place, individual in enumerate(group):
+                error = float(scorer.samples - counts.credit[place]) / scorer.samples
+                individual.fitness.values = (error, float(cost[place]))
+                individual.fitness.violation = self.constraints.after(
+                    cost=float(cost[place]),
+                    worst=float(worst[place]),
+                    params=float(params[place]),
+                    accuracy=float(counts.correct[place]) / scorer.samples,
+                )
+
+    def certain_violation(self, individual: Individual) -> float:
+        """By how much the individual fails constraints that can be judged without scoring it."""
+        if self.constraints == Constraints(min_accuracy=self.constraints.min_accuracy):
+            return 0.0
+        scorer = self.scorer(individual)
+        heads, _, _, _ = _arrays([self.draft(individual)], scorer)
+        vector = scorer.vectors(self.objective, heads)[0]
+        return self.constraints.before(
+            least=float(vector.min()), worst=float(vector[-1]), params=float(_params(scorer, heads)[0])
+        )
+
+    def candidate(self, individual: Individual) -> Candidate:
+        """The individual's plan with thresholds as numbers."""
+        draft = self.draft(individual)
+        return self.scorer(individual).candidate(draft.heads, draft.levels, draft.measure, draft.carry)
+
+    def recipe(self, individual: Individual) -> list[tuple[str, dict[str, Any]]]:
+        """The individual's recipe, every tunable bound."""
+        thresholds = {exit_.site: exit_.threshold for exit_ in self.candidate(individual).exits}
+        return self.space.bind(individual.genome, thresholds)
+
+    # -- genome and numbers --------------------------------------------------------------------------------------------
+
+    def draft(self, individual: Individual) -> Draft:
+        """The individual's exits as numbers; sites that its trunk no longer has are left out."""
+        scorer, genome, place = self.scorer(individual), individual.genome, self.space.exits_place
+        sites = self._read(genome, "sites", ())
+        heads = self._read(genome, "heads", {})
+        levels = genome.get((place, "thresholds"), {})
+        found = sorted(
+            (scorer.identity[site, str(heads[site])], int(levels.get(site, 0)))
+            for site in sites
+            if (site, str(heads.get(site))) in scorer.identity
+        )
+        measure = scorer.measures.index(self._read(genome, "measure", scorer.measures[0]))
+        carry = float(self._read(genome, "carry", 0.0))
+        return Draft(tuple(h for h, _ in found), tuple(level for _, level in found), measure, carry)
+
+    def encode(self, draft: Draft, genome: Genome) -> Individual | None:
+        """``genome`` with its exits replaced by ``draft``; ``None`` where the space cannot say that."""
+        scorer = self.scorer(self.space.individual(genome))
+        place = self.space.exits_place
+        changed = dict(genome)
+        chosen = {scorer.heads[head][0]: (scorer.heads[head][1], level) for head, level in _pairs(draft)}
+        gene = self.space.genes.get((place, "sites"))
+        if gene is not None:
+            assert isinstance(gene.domain, Subset)
+            most = len(gene.domain.items) if gene.domain.most is None else gene.domain.most
+            if not gene.domain.least <= len(chosen) <= most:
+                return None
+            changed[place, "sites"] = tuple(site for site in gene.domain.items if site in chosen)
+        heads = self.space.genes.get((place, "heads"))
+        if heads is not None:
+            changed[place, "heads"] = {**genome[place, "heads"], **self._heads(heads.domain, chosen)}
+        if (place, "thresholds") in genome:
+            levels = {site: level for site, (_, level) in chosen.items()}
+            changed[place, "thresholds"] = {**genome[place, "thresholds"], **levels}
+        for name, value in (("measure", scorer.measures[draft.measure]), ("carry", draft.carry)):
+            if (place, name) in genome:
+                changed[place, name] = value
+        individual = self.space.individual(changed)
+        return individual if self.draft(individual) == draft else None
+
+    # -- good individuals ----------------------------------------------------------------------------------------------
+
+    def seeds(self, count: int, rng: Rng) -> list[Individual]:
+        """Up to ``count`` individuals to begin with, not scored: the trunk alone first, then local searches from it,
+        shared-threshold sweeps and single exits, in turn."""
+        base = self.space.sample(rng)
+        scorer = self.scorer(base)
+        trunk = self.draft(base)
+        trunk = Draft((), (), trunk.measure, min(self._carries(trunk)))
+        measures = self._measures(scorer, trunk)
+        grown, swept, single = [], [], []
+        allowed = self._allowed()
+        plain = replace(trunk, carry=0.0 if 0.0 in self._carries(trunk) else trunk.carry)
+        for exchange in np.geomspace(*EXCHANGE, 6) if self._free("sites") else ():
+            weight = self._weight(scorer, float(exchange))
+            for measure in measures:
+                start = replace(plain, measure=measure)
+                grown.append(improve(scorer, start, self.objective, weight, allowed=allowed))
+            grown.append(self._relative(scorer, grown[-1], weight, rng))
+        by_site: dict[int, list[int]] = {}
+        for head in allowed:
+            by_site.setdefault(int(scorer.site_of[head]), []).append(head)
+        for level in np.linspace(0, self.space.levels - 1, max(2, count // 12), dtype=int):
+            heads = tuple(int(rng.choice(options)) for options in by_site.values())
+            swept.append(Draft(heads, (int(level),) * len(heads), int(rng.choice(measures)), trunk.carry))
+        for head in rng.permutation(allowed) if allowed else ():
+            level = int(rng.integers(self.space.levels))
+            single.append(Draft((int(head),), (level,), int(rng.choice(measures)), trunk.carry))
+            if len(single) >= count // 4:
+                break
+        return self._distinct([trunk, *_in_turn(grown, swept, single)], base.genome, count)
+
+    def refine(self, individuals: Sequence[Individual], rng: Rng) -> list[Individual]:
+        """Up to two individuals per given one, not scored: an improved one, and that with another measure or carry."""
+        found: list[Individual] = []
+        for individual in individuals:
+            scorer, draft = self.scorer(individual), self.draft(individual)
+            weight = self._weight(scorer, float(np.exp(rng.uniform(*np.log(EXCHANGE)))))
+            allowed = self._allowed()
+            if len(allowed) > MOVE_HEADS:
+                allowed = sorted(rng.choice(allowed, MOVE_HEADS, replace=False).tolist())
+            if self._free("sites"):
+                better = improve(scorer, draft, self.objective, weight, allowed=allowed, moves=2)
+            else:
+                better = descend(scorer, draft, self.objective, weight, drop=False)
+            for one in (better, self._relative(scorer, better, weight, rng)):
+                encoded = self.encode(one, individual.genome) if one != draft else None
+                if encoded is not None:
+                    found.append(encoded)
+        return found
+
+    # -- inside --------------------------------------------------------------------------------------------------------
+
+    def _grouped(self, individuals: Sequence[Individual]) -> list[tuple[BitScorer, list[Individual]]]:
+        groups: dict[int, tuple[BitScorer, list[Individual]]] = {}
+        for individual in individuals:
+            scorer = self.scorer(individual)
+            groups.setdefault(id(scorer), (scorer, []))[1].append(individual)
+        return list(groups.values())
+
+    def _read(self, genome: Genome, name: str, default: Any) -> Any:
+        return self.space.value(genome, self.space.exits_place, name, default)
+
+    def _weight(self, scorer: BitScorer, exchange: float) -> float:
+        return exchange / scorer.costs[self.objective].trunk
+
+    def _relative(self, scorer: BitScorer, draft: Draft, weight: float, rng: Rng) -> Draft:
+        """The same exits under another measure or carry, their levels set anew (confidences differ too much)."""
+        measures = [measure for measure in self._measures(scorer, draft) if measure != draft.measure]
+        carries = [carry for carry in self._carries(draft) if carry != draft.carry]
+        if not draft.heads or not (measures or carries):
+            return draft
+        if carries and (not measures or rng.random() < 0.5):
+            other = replace(draft, carry=float(rng.choice(carries)))
+        else:
+            other = replace(draft, measure=int(rng.choice(measures)))
+        return descend(scorer, other, self.objective, weight, drop=not other.carry and self._free("sites"))
+
+    def _carries(self, draft: Draft) -> list[float]:
+        if not self._free("carry"):
+            return [draft.carry]
+        domain = self.space.genes[self.space.exits_place, "carry"].domain
+        return [float(value) for value in getattr(domain, "values", (draft.carry,))]
+
+    def _free(self, name: str) -> bool:
+        return (self.space.exits_place, name) in self.space.genes
+
+    def _measures(self, scorer: BitScorer, draft: Draft) -> list[int]:
+        return list(range(len(scorer.measures))) if self._free("measure") else [draft.measure]
+
+    def _allowed(self) -> list[int]:
+        """Heads that the genes can express (of the first trunk seen; other trunks have the same names)."""
+        scorer = next(iter(self._scorers.values()))
+        place = self.space.exits_place
+        sites = self.space.genes.get((place, "sites"))
+        items = set(getattr(sites.domain, "items", ())) if sites else set(self._read({}, "sites", ()))
+        gene = self.space.genes.get((place, "heads"))
+        allowed = []
+        for index, (site, head) in enumerate(scorer.heads):
+            if gene is None:
+                known: set[str] = {str(self._read({}, "heads", {}).get(site))}
+            else:
+                assert isinstance(gene.domain, Each)
+                known = {str(value) for value in getattr(gene.domain.domains.get(site), "values", ())}
+            if site in items and head in known:
+                allowed.append(index)
+        return allowed
+
+    @staticmethod
+    def _heads(domain: Any, chosen: Mapping[str, tuple[str, int]]) -> dict[str, Any]:
+        """The genes' own values for the chosen heads (a domain may hold texts or head specifications)."""
+        return {
+            site: next((value for value in domain.domains[site].values if str(value) == head), head)
+            for site, (head, _) in chosen.items()
+        }
+
+    def _distinct(self, drafts: Sequence[Draft], genome: Genome, count: int) -> list[Individual]:
+        found: dict[str, Individual] = {}
+        for draft in drafts:
+            individual = self.encode(draft, genome)
+            if individual is not None and len(found) < count:
+                found.setdefault(individual.key, individual)
+        return list(found.values())
+
+
+def _pairs(draft: Draft) -> list[tuple[int, int]]:
+    return list(zip(draft.heads, draft.levels, strict=True))
+
+
+def _arrays(drafts: Sequence[Draft], scorer: BitScorer) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    width = max((len(draft.heads) for draft in drafts), default=0)
+    heads = np.full((len(drafts), width), -1, np.int64)
+    levels = np.full((len(drafts), width), scorer.levels, np.int64)
+    for row, draft in enumerate(drafts):
+        heads[row, : len(draft.heads)] = draft.heads
+        levels[row, : len(draft.heads)] = draft.levels
+    measure = np.array([draft.measure for draft in drafts], np.int64)
+    return heads, levels, measure, np.array([draft.carry for draft in drafts], np.float64)
+
+
+def _params(scorer: BitScorer, heads: np.ndarray) -> np.ndarray:
+    return scorer.vectors("params", heads)[:, -1] if "params" in scorer.costs else np.zeros(len(heads))
+
+
+def _in_turn(*lists: Sequence[Draft]) -> list[Draft]:
+    longest = max(map(len, lists), default=0)
+    return [drafts[place] for place in range(longest) for drafts in lists if place < len(drafts)]

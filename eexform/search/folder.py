@@ -1,0 +1,96 @@
+"""A run's folder: what lies where, who may write, and which version wrote it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+import eexform
+from eexform import files
+from eexform.errors import RunError
+
+FORMAT = 1
+"""Raised whenever an older eexform could not read the folder any more."""
+
+
+class RunFolder:
+    """Paths of a run, and the rules for opening it.
+
+    ``run.json`` (settings and state), ``trunk.onnx``, ``recipe.toml``, ``data.json`` and ``splits.npz`` (which samples
+    went where), ``bank/`` (trained heads and their scores), ``journal.jsonl`` (one line per generation), ``front.json``.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    run = property(lambda self: self.path / "run.json")
+    trunk = property(lambda self: self.path / "trunk.onnx")
+    recipe = property(lambda self: self.path / "recipe.toml")
+    splits = property(lambda self: self.path / "splits.npz")
+    bank = property(lambda self: self.path / "bank")
+    journal = property(lambda self: self.path / "journal.jsonl")
+    front = property(lambda self: self.path / "front.json")
+    latencies = property(lambda self: self.path / "latencies")
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder for writing.
+
+        Raises:
+            RunError: another process holds it.
+            StorageError: the folder cannot be made.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.path / ".lock")
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise RunError(f"{self.path}: another process is working in this run; wait for it or use another --out") from error
+        except OSError as error:
+            raise files.storage_error(self.path / ".lock", error) from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    @property
+    def exists(self) -> bool:
+        return self.run.exists()
+
+    def read(self) -> dict[str, Any]:
+        """``run.json``.
+
+        Raises:
+            RunError: no run is here, it is damaged, or a newer version wrote it.
+        """
+        if not self.run.exists():
+            raise RunError(f"{self.path}: holds no run (no run.json); make one with `eexform search`")
+        plain = files.read_json(self.run)
+        if not isinstance(plain, dict) or not isinstance(plain.get("format"), int):
+            raise RunError(f"{self.run}: is not a description of a run; it may be damaged")
+        if plain["format"] > FORMAT:
+            raise RunError(
+                f"{self.path}: was written by eexform {plain.get('eexform', '?')} (format {plain['format']}); this is "
+                f"{eexform.__version__}, which reads up to format {FORMAT}: upgrade eexform"
+            )
+        return plain
+
+    def write(self, facts: Mapping[str, Any]) -> None:
+        """Write ``run.json`` whole."""
+        files.write_json(self.run, {"format": FORMAT, "eexform": eexform.__version__, **facts})
+
+    def fresh(self) -> None:
+        """Check that a new run may be laid down here.
+
+        Raises:
+            RunError: there is a run already, or the folder holds other things.
+        """
+        if self.exists:
+            raise RunError(f"{self.path}: holds a run already; go on with --resume, or choose another --out")
+        if self.path.is_dir() and any(entry.name != ".lock" for entry in os.scandir(self.path)):
+            raise RunError(f"{self.path}: is not empty and holds no run; choose another --out")

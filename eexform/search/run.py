@@ -1,0 +1,129 @@
+"""A run: what a search left in its folder, ready to be looked at, exported and gone on with."""
+
+from __future__ import annotations
+
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from eexform import files
+from eexform.backends.export import export as write_form
+from eexform.data import Dataset, DataSource, load_dataset
+from eexform.errors import RunError
+from eexform.frontends.onnx import load
+from eexform.ir.graph import Graph
+from eexform.passes import PassContext, Pipeline, PlanStore, Recipe, Step, make
+from eexform.search.folder import RunFolder
+from eexform.search.front import Front, Plan
+from eexform.search.space import EXITS
+from eexform.training.bank import Bank
+
+
+class Run:
+    """A search's results.
+
+    Attributes:
+        folder: where everything lies.
+        facts: ``run.json``: settings, state (``training``, ``searching``, ``interrupted``, ``done``), timings, figures of
+            the trunk.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.folder = RunFolder(path)
+        self.facts: dict[str, Any] = self.folder.read()
+
+    @property
+    def state(self) -> str:
+        return str(self.facts.get("state", "unknown"))
+
+    @cached_property
+    def front(self) -> Front:
+        """The plans found.
+
+        Raises:
+            RunError: the search was stopped before its first generation.
+        """
+        if not self.folder.front.exists():
+            raise RunError(
+                f"{self.folder.path}: there is no front yet (state: {self.state}); go on with `eexform search --resume`"
+            )
+        return Front.from_json(files.read_json(self.folder.front), source=self)
+
+    @cached_property
+    def graph(self) -> Graph:
+        """The trunk as it was loaded for the search."""
+        return load(self.folder.trunk, scores=self.facts["scores"])
+
+    def dataset(self, data: str | DataSource | None = None) -> Dataset:
+        """The data set of the search, bound to the trunk.
+
+        Args:
+            data: where the samples are now, if not where they were.
+        """
+        return load_dataset(
+            self.folder.path, data=data, cache_folder=self.folder.path / "cache", check=False
+        ).bind(self.graph)
+
+    def materialise(self, plan: Plan) -> Graph:
+        """The graph with a plan's exits and trained heads."""
+        before, after = self._divided(plan)
+        trunk = _applied(before, self.graph, PassContext())
+        context = PassContext(heads=self._bank(trunk), exit_rates=tuple(plan.select["rates"]))
+        graph = _applied(after, trunk, context)
+        described = {"recipe": self._recipe(plan).to_plain(), "carry": plan.carry, "objective": self.front.objective}
+        metadata = {
+            **graph.metadata,
+            "eexform.trunk_digest": self.graph.digest,
+            "eexform.plan": json.dumps(described, sort_keys=True),
+        }
+        return graph.replace(metadata=metadata)
+
+    def export(self, plan: Plan, path: str | Path, *, form: str = "if", thresholds_as_input: bool = False) -> Path:
+        """Write a plan in a deployable form (see :func:`eexform.backends.export.export`)."""
+        return write_form(self.materialise(plan), path, form, thresholds_as_input=thresholds_as_input)
+
+    def save_plan(self, plan: Plan, path: str | Path) -> Path:
+        """Write a plan as a recipe that :func:`eexform.apply` replays, its trained heads beside it.
+
+        Args:
+            plan: of this run.
+            path: the ``.toml`` or ``.json`` file; the heads go to ``<stem>.safetensors`` in the same folder.
+        """
+        target = Path(path)
+        before, _ = self._divided(plan)
+        trunk = _applied(before, self.graph, PassContext())
+        store = PlanStore.collect(self._bank(trunk), trunk.digest, [(exit_.site, exit_.head) for exit_ in plan.exits])
+        weights = target.with_suffix(".safetensors")
+        store.save(weights)
+        self._recipe(plan, weights.name).save(target)
+        return target
+
+    def _divided(self, plan: Plan) -> tuple[list[tuple[str, Any]], list[tuple[str, Any]]]:
+        """The recipe's passes before ``insert_exits`` and from there on."""
+        place = [name for name, _ in plan.recipe].index(EXITS)
+        return list(plan.recipe[:place]), list(plan.recipe[place:])
+
+    def _recipe(self, plan: Plan, weights: str | None = None) -> Recipe:
+        return Recipe(tuple(Step(name, parameters) for name, parameters in plan.recipe), weights)
+
+    def _bank(self, trunk: Graph) -> Bank:
+        return Bank(
+            self.folder.bank,
+            trunk_digest=trunk.digest,
+            data_digest=self.facts["data_digest"],
+            options_digest=self.facts["train_digest"],
+        )
+
+
+def _applied(recipe: list[tuple[str, Any]], graph: Graph, context: PassContext) -> Graph:
+    return Pipeline([make(name, **parameters) for name, parameters in recipe])(graph, context).graph
+
+
+def open_run(path: str | Path) -> Run:
+    """Open the folder of a search.
+
+    Raises:
+        RunError: no run, damaged, or written by a newer version.
+    """
+    return Run(path)

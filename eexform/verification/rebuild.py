@@ -1,0 +1,144 @@
+"""The flat reference of an exported network, rebuilt from the original model and the exported heads' parameters.
+
+Nothing is taken from the exported file but the plan and the numbers of the heads: trunk, wiring and head structure come
+from the original and from the plan's text, so a head on the wrong site or with another head's numbers shows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from eexform.backends.metadata import Exported
+from eexform.errors import EexformError, VerificationError
+from eexform.heads import HeadSpec, fold_head, head_graph, with_parameters
+from eexform.ir.emit import Emitter
+from eexform.ir.exits import Exit
+from eexform.ir.extract import graft
+from eexform.ir.graph import Graph
+from eexform.ir.policy import emit_carry
+from eexform.ir.sites import SiteReport, find_sites
+from eexform.passes import PassContext
+from eexform.passes.recipe import Recipe
+
+_ANY_LIVE = 1000
+
+
+def trunk_of(against: Graph, exported: Exported) -> Graph:
+    """The trunk that the heads were attached to: the original after the recipe's passes in front of ``insert_exits``.
+
+    Raises:
+        VerificationError: the recipe cannot be replayed on this model.
+    """
+    before = []
+    for entry in (exported.plan.get("recipe") or {}).get("pass", []):
+        if entry.get("name") in ("insert_exits", "lower"):
+            break
+        before.append(entry)
+    graph = against
+    try:
+        for step in Recipe.parse({"pass": before}).passes():
+            step.requires(graph)
+            graph = step.run(graph, PassContext()).graph
+    except EexformError as error:
+        raise VerificationError(
+            f"the recipe in the exported file cannot be replayed on the model it is verified against: {error}; is it the "
+            "model that was exported?"
+        ) from error
+    return graph
+
+
+def reference(trunk: Graph, exported: Exported, parameters: Mapping[str, np.ndarray]) -> Graph:
+    """Trunk and heads as one flat graph with exits.
+
+    Args:
+        trunk: see :func:`trunk_of`.
+        exported: the plan.
+        parameters: of the exported file, by name.
+
+    Raises:
+        VerificationError: a site, a head or a parameter of the plan does not exist.
+    """
+    sites = find_sites(trunk, max_live=_ANY_LIVE)
+    draft = trunk.copy().gs
+    values = {tensor.name: tensor for node in draft.nodes for tensor in node.outputs}
+    emitter_names = {tensor.name for node in draft.nodes for tensor in node.inputs} | set(values)
+    scores = []
+    for place, leaving in enumerate(exported.exits):
+        head = _head(trunk, sites, leaving, place, parameters)
+        prefix = f"verify{place}."
+        if any(name.startswith(prefix) for name in emitter_names):
+            raise VerificationError(f"the model uses names that begin with {prefix!r}; rename them")
+        scores.append(graft(draft, head, feeds={head.inputs[0]: values[leaving.site]}, prefix=prefix)[head.final])
+    exits = exported.exits
+    carry, final_temperature = _carry(exported)
+    if carry:
+        inner, name = draft.outputs[0], draft.outputs[0].name
+        inner.name = Emitter(draft).unique(f"{name}.alone")
+        emitter = Emitter(draft)  # looks again: the output's own name is free now
+        temperatures = [_constant(parameters, f"carry{place}.temperature") for place in range(len(exits))]
+        *scores, final = emit_carry(
+            emitter, [*scores, inner], [*temperatures, final_temperature], carry, exported.scores
+        )
+        emitter.rename(final, name)
+        draft.outputs[0] = final
+    draft.outputs = [draft.outputs[0], *scores]
+    rewired = tuple(replace(item, logits=score.name) for item, score in zip(exits, scores, strict=True))
+    return trunk.replace(draft, exits=rewired)
+
+
+def _head(trunk: Graph, sites: SiteReport, leaving: Exit, place: int, parameters: Mapping[str, np.ndarray]) -> Graph:
+    try:
+        built = head_graph(
+            HeadSpec.parse(leaving.head),
+            sites.site(leaving.site),
+            num_classes=trunk.num_classes,
+            scores=trunk.scores,
+            opset=trunk.opset,
+        )
+        found = head_parameters(leaving, parameters)
+        if not set(found) <= set(built.constants):
+            built = fold_head(built)  # batch normalisation was folded after the head was trained
+        unset = set(built.parameters()) - set(found) if found else set()
+        trained = with_parameters(built, found)
+    except EexformError as error:
+        raise VerificationError(f"exit {place} at {leaving.site!r} cannot be rebuilt: {error}") from error
+    weights = [name for name in unset if built.constants[name].values.ndim > 0]
+    if weights or not found:
+        raise VerificationError(
+            f"exit {place} at {leaving.site!r}: the plan names no values for {sorted(weights)[:3] or 'any parameter'}"
+        )
+    return trained
+
+
+def head_parameters(leaving: Exit, parameters: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The head's arrays by the name they have in the stand-alone head.
+
+    Raises:
+        VerificationError: the exported file lacks one.
+    """
+    missing = [name for name in leaving.parameters if name not in parameters]
+    if missing:
+        raise VerificationError(f"exit at {leaving.site!r}: the exported file has no parameters {missing[:3]}")
+    return {name.split(".", 1)[1]: parameters[name] for name in leaving.parameters}
+
+
+def _carry(exported: Exported) -> tuple[float, float]:
+    """Weight of earlier scores and the final classifier's temperature, from the recipe."""
+    given: Mapping[str, Any] = {}
+    for step in (exported.plan.get("recipe") or {}).get("pass", []):
+        if step.get("name") == "insert_exits":
+            given = step
+    carry = float(given.get("carry", exported.plan.get("carry") or 0.0))
+    if not 0.0 <= carry <= 1.0 or not math.isfinite(carry):
+        raise VerificationError(f"the plan's carry is {carry}, expected 0..1")
+    return carry, float(given.get("final_temperature", exported.plan.get("final_temperature") or 1.0))
+
+
+def _constant(parameters: Mapping[str, np.ndarray], name: str) -> float:
+    """A temperature that became part of the network; 1 where it was left out."""
+    return float(parameters[name]) if name in parameters else 1.0

@@ -1,0 +1,107 @@
+"""The reference: run the flat graph on every sample, every exit, and decide afterwards in numpy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from eexform.backends import ort
+from eexform.errors import DataError
+from eexform.ir.exits import Exit, Scores
+from eexform.ir.graph import Graph
+from eexform.ir.policy import Decisions, confidences, decide, near_ties
+
+Feeds = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """Scores that every exit gave to every sample.
+
+    Attributes:
+        exits: the exits with the thresholds that count.
+        kind: what the scores hold.
+        exit_scores: per exit, [n, classes].
+        final: [n, classes].
+    """
+
+    exits: tuple[Exit, ...]
+    kind: Scores
+    exit_scores: tuple[np.ndarray, ...]
+    final: np.ndarray
+
+    def decisions(self) -> Decisions:
+        """Who leaves where, and with what."""
+        return decide(self.exit_scores, self.final, self.exits, self.kind)
+
+    def near_ties(self) -> np.ndarray:
+        """[n] bool: samples whose exit rounding may change."""
+        return near_ties(self.exit_scores, self.exits, self.kind)
+
+    def confidences(self) -> np.ndarray:
+        """[exits, n]."""
+        return confidences(self.exit_scores, self.exits, self.kind)
+
+    def with_thresholds(self, thresholds: Sequence[float]) -> Simulated:
+        """The same scores under another policy."""
+        exits = tuple(replace(item, threshold=float(t)) for item, t in zip(self.exits, thresholds, strict=True))
+        return replace(self, exits=exits)
+
+    def take(self, rows: np.ndarray) -> Simulated:
+        """The samples ``rows``, in that order."""
+        return replace(self, exit_scores=tuple(scores[rows] for scores in self.exit_scores), final=self.final[rows])
+
+
+def simulate(graph: Graph, feeds: Feeds, *, batch: int = 32, threads: int = 1) -> Simulated:
+    """Run ``graph`` (flat, with exits as outputs) on all samples.
+
+    Args:
+        graph: a graph with exits.
+        feeds: arrays by input, [n, ...].
+        batch: samples per run.
+        threads: of onnxruntime.
+    """
+    session = ort.session(graph, threads=threads)
+    parts = []
+    for rows in chunks(samples_in(graph, feeds), batch):
+        found = ort.run(session, take(graph, feeds, rows))
+        parts.append([found[name] for name in graph.outputs])
+    final, *exits = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return Simulated(graph.exits, graph.scores, tuple(exits), final)
+
+
+def samples_in(graph: Graph, feeds: Feeds) -> int:
+    """Number of samples in ``feeds``.
+
+    Raises:
+        DataError: inputs are missing, empty, or differ in their number of samples.
+    """
+    missing = [name for name in graph.inputs if name not in feeds]
+    if missing:
+        raise DataError(f"the network's inputs are {list(graph.inputs)}, found {list(feeds)}")
+    sizes = {name: np.shape(feeds[name])[axis] for name, axis in batch_axes(graph).items()}
+    if len(set(sizes.values())) != 1 or 0 in sizes.values():
+        raise DataError(f"samples per input: {sizes}; expected the same number, at least one, everywhere")
+    return next(iter(sizes.values()))
+
+
+def batch_axes(graph: Graph) -> dict[str, int]:
+    """Batch axis of each input that has one."""
+    axes = {name: graph.types[name].batch_axis for name in graph.inputs}
+    return {name: axis for name, axis in axes.items() if axis is not None}
+
+
+def take(graph: Graph, feeds: Feeds, rows: np.ndarray) -> dict[str, np.ndarray]:
+    """The feeds of the samples ``rows``, in that order."""
+    axes = batch_axes(graph)
+    return {
+        name: np.take(feeds[name], rows, axis=axes[name]) if name in axes else np.asarray(feeds[name])
+        for name in graph.inputs
+    }
+
+
+def chunks(count: int, size: int) -> list[np.ndarray]:
+    """0..count-1 in pieces of ``size``, the last one smaller."""
+    return [np.arange(start, min(start + size, count)) for start in range(0, count, size)]
