@@ -1,3 +1,108 @@
-"""eexform: a compiler for early exits."""
+"""eexform: a compiler for early exits.
+
+    import eexform as ee
+
+    graph = ee.load("model.onnx")
+    data = ee.open_dataset("data.npz", preprocess=ee.Preprocess(layout="nhwc", scale=1 / 255))
+    run = ee.search(graph, data, out="runs/r1")
+    run.front.knee().export("ee.onnx")
+    assert ee.verify("ee.onnx", graph, data.bind(graph)).ok
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from eexform.backends.export import export
+    from eexform.data import Preprocess, load_dataset, open_dataset
+    from eexform.errors import EexformError
+    from eexform.frontends.onnx import from_model, load
+    from eexform.heads import HeadSpec
+    from eexform.ir.graph import Graph
+    from eexform.ir.serialize import save
+    from eexform.ir.sites import find_sites
+    from eexform.passes import Recipe
+    from eexform.report.apply import apply
+    from eexform.report.inspect import inspect
+    from eexform.report.pareto import pareto
+    from eexform.report.quickstart import quickstart
+    from eexform.runtime import StagedSession
+    from eexform.search.driver import search
+    from eexform.search.limits import Limits
+    from eexform.search.options import SearchOptions
+    from eexform.search.run import Run, open_run
+    from eexform.training.options import TrainOptions
+    from eexform.verification.bench import bench
+    from eexform.verification.verify import verify
+
+# Loaded when first used: `import eexform` stays light, and a deployment that only runs staged networks needs no torch.
+_HOME = {
+    "EexformError": "eexform.errors",
+    "Graph": "eexform.ir.graph",
+    "HeadSpec": "eexform.heads",
+    "Limits": "eexform.search.limits",
+    "Preprocess": "eexform.data",
+    "Recipe": "eexform.passes",
+    "Run": "eexform.search.run",
+    "SearchOptions": "eexform.search.options",
+    "StagedSession": "eexform.runtime",
+    "TrainOptions": "eexform.training.options",
+    "apply": "eexform.report.apply",
+    "bench": "eexform.verification.bench",
+    "export": "eexform.backends.export",
+    "find_sites": "eexform.ir.sites",
+    "from_model": "eexform.frontends.onnx",
+    "inspect": "eexform.report.inspect",
+    "load": "eexform.frontends.onnx",
+    "load_dataset": "eexform.data",
+    "open_dataset": "eexform.data",
+    "open_run": "eexform.search.run",
+    "pareto": "eexform.report.pareto",
+    "quickstart": "eexform.report.quickstart",
+    "save": "eexform.ir.serialize",
+    "search": "eexform.search.driver",
+    "verify": "eexform.verification.verify",
+}
+
+__all__ = [
+    "EexformError",
+    "Graph",
+    "HeadSpec",
+    "Limits",
+    "Preprocess",
+    "Recipe",
+    "Run",
+    "SearchOptions",
+    "StagedSession",
+    "TrainOptions",
+    "__version__",
+    "apply",
+    "bench",
+    "export",
+    "find_sites",
+    "from_model",
+    "inspect",
+    "load",
+    "load_dataset",
+    "open_dataset",
+    "open_run",
+    "pareto",
+    "quickstart",
+    "save",
+    "search",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'eexform' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

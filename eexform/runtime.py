@@ -118,7 +118,7 @@ class StagedSession:
         confidence = np.zeros(len(rows), np.float32)
         for place, stage in enumerate(self._stages):
             self.runs[place] += 1
-            made = stage.session.run(list(stage.outputs), {name: pool[name] for name in stage.inputs})
+            made = _execute(stage, place, pool)
             pool.update(zip(stage.outputs[2:], made[2:], strict=True))
             if stage.threshold is None:
                 scores[rows], confidence[rows] = made[0], made[1]
@@ -167,6 +167,13 @@ def _checked(manifest: Any, folder: Path) -> dict[str, Any]:
 def _threshold(value: Any) -> np.float32 | None:
     named = {"never": math.inf, "always": -math.inf}
     return None if value is None else np.float32(named.get(value, value) if isinstance(value, str) else value)
+
+
+def _execute(stage: _Stage, place: int, pool: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    try:
+        return list(stage.session.run(list(stage.outputs), {name: pool[name] for name in stage.inputs}))
+    except Exception as error:  # onnxruntime's errors share no base class
+        raise ModelError(f"stage {place}: onnxruntime failed: {error}") from error
 
 
 def _open(

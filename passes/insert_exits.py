@@ -78,7 +78,9 @@ class InsertExits(Pass):
         help="a sample leaves where confidence >= threshold; also 'never' and 'always'",
         domain_help="for each of sites: real 0..1",
     )
-    measure: str = tunable(lambda graph: _measures(), default="max_prob", help="confidence measure", domain_help="a measure")
+    measure: str = tunable(
+        lambda graph: _measures(), default="max_prob", help="confidence measure", domain_help="any registered measure"
+    )
     carry: float = tunable(_CARRY, default=0.0, help="weight of the earlier exits' scores")
     final_temperature: float = parameter(default=1.0, help="of the final classifier; used with carry only")
     untrained: bool = parameter(default=False, help="random heads instead of trained ones, to measure speed")

@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 import onnx.inliner
 import onnx_graphsurgeon as gs
+from onnx_graphsurgeon.logger import G_LOGGER
 from onnx_graphsurgeon.util.exception import OnnxGraphSurgeonException
 
 from eexform.errors import EexformError, GraphError, ModelError
@@ -136,7 +137,8 @@ def _validate(model: onnx.ModelProto, external: ExternalData) -> None:
 def _import(model: onnx.ModelProto, external: ExternalData) -> gs.Graph:
     """The graphsurgeon graph: weights as arrays, constants as initialisers, no stale intermediate shapes."""
     try:
-        draft = gs.import_onnx(model)
+        with G_LOGGER.suppress(G_LOGGER.ERROR):  # it warns about types that _materialise puts right
+            draft = gs.import_onnx(model)
     except (OnnxGraphSurgeonException, UnicodeDecodeError, ValueError) as error:
         raise ModelError(f"onnx-graphsurgeon cannot read the model: {first_line(error)}") from error
     draft.doc_string = ""
@@ -148,6 +150,9 @@ def _import(model: onnx.ModelProto, external: ExternalData) -> gs.Graph:
             for tensor in node.inputs:
                 if isinstance(tensor, gs.Constant):
                     _materialise(tensor, external)
+            # Absent and empty mean the same, and graphsurgeon cannot write an empty list.
+            for key in [key for key, value in node.attrs.items() if isinstance(value, list) and not value]:
+                del node.attrs[key]
             for value in node.attrs.values():
                 if isinstance(value, gs.Constant):
                     _materialise(value, external)

@@ -144,13 +144,20 @@ class _Part:
             isinstance(dim, int) or (isinstance(dim, str) and self._root(split_dim(dim)[1])) for dim in shape
         )
 
-    def _root(self, symbol: str) -> tuple[str, int] | None:
-        """An input of the part, and its axis, whose size is the symbol."""
-        for name in self._inputs:
-            for axis, dim in enumerate(self._graph.types[name].shape or ()):
-                if dim == symbol:
-                    return name, axis
-        return None
+    def _root(self, symbol: str) -> tuple[str, int, int] | None:
+        """An input of the part, and its axis, whose size is the symbol or (third) a multiple of it."""
+        found = [
+            (factor, name, axis)
+            for name in self._inputs
+            for axis, dim in enumerate(self._graph.types[name].shape or ())
+            if isinstance(dim, str)
+            for factor, rest in [split_dim(dim)]
+            if rest == symbol
+        ]
+        if not found:
+            return None
+        factor, name, axis = min(found, key=lambda item: item[0])
+        return name, axis, factor
 
     def build(self, outputs: Sequence[str]) -> gs.Graph:
         source = self._graph.gs
@@ -214,7 +221,10 @@ class _Part:
             factor, symbol = split_dim(str(dim))
             root = self._root(symbol)
             assert root is not None  # _can_reroot has asked
-            size = add("Gather", [add("Shape", [mapped[root[0]]]), constant([root[1]])], axis=0)
+            name, axis, multiple = root
+            size = add("Gather", [add("Shape", [mapped[name]]), constant([axis])], axis=0)
+            if multiple > 1:
+                size = add("Div", [size, constant([multiple])])
             pieces.append(size if factor == 1 else add("Mul", [size, constant([factor])]))
         output = mapped[node.outputs[0].name]
         if node.op == "Shape":

@@ -185,9 +185,7 @@ class Inference:
             known = _from_proto(found.get(tensor.name))
             if known.shape is None and node.op in _SAME_AS_FIRST and inputs[0] is not None:
                 known = Known(known.element or inputs[0].element, inputs[0].shape)
-            if known.shape is None and known.proto is None and fallback.shape is not None:
-                known = Known(known.element or fallback.element, fallback.shape)
-            outputs.append(known)
+            outputs.append(_completed(known, fallback))
         if standard:
             if node.op == "Reshape":
                 self._check_reshape(node, inputs, outputs)
@@ -325,6 +323,18 @@ def _at(shape: Sequence[Dim] | None, probe: Mapping[str, int]) -> tuple[int | No
         else:
             sizes.append(dim if dim is None or dim >= 0 else None)
     return tuple(sizes)
+
+
+def _completed(known: Known, declared: Known) -> Known:
+    """What inference found, and what the file declares where inference found nothing."""
+    if declared.shape is None or known.proto is not None:
+        return known
+    element = known.element or declared.element
+    if known.shape is None:
+        return Known(element, declared.shape)
+    if None not in known.shape or len(known.shape) != len(declared.shape):
+        return known
+    return Known(element, tuple(b if a is None else a for a, b in zip(known.shape, declared.shape, strict=True)))
 
 
 def _declared(tensor: gs.Tensor, probe: Mapping[str, int]) -> Known:

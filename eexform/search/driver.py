@@ -31,8 +31,8 @@ from eexform.search.space import EXITS, Space, build_space
 from eexform.search.variants import BoundRecipe, Variant, Variants
 from eexform.training.options import TrainOptions
 
-DEFAULT_RECIPE: tuple[tuple[str, Mapping[str, Any]], ...] = (("fold_batch_norm", {}), (EXITS, {}), ("fold_batch_norm", {}))
-"""Batch normalisation is folded first (the trunk), then exits are inserted, then the heads' own is folded."""
+DEFAULT_RECIPE: tuple[tuple[str, Mapping[str, Any]], ...] = (("fold_batch_norm", {}), (EXITS, {}))
+"""Batch normalisation of the trunk is folded, then exits are inserted; runtimes fold that of the heads when they load."""
 
 
 def search(
@@ -156,12 +156,7 @@ def _searched(
     space = build_space(steps, graphs, PassContext(heads=base.bank, seed=options.seed), levels=options.levels)
 
     def variant_of(individual: Individual) -> Variant:
-        genome = individual.genome
-        before = [(name, dict(given)) for name, given in steps[: space.exits_place]]
-        for (place, name), value in genome.items():
-            if place < space.exits_place:
-                before[place][1][name] = value
-        return variants.of(before)
+        return variants.of(space.before_exits(individual.genome))
 
     def bit_scorer(individual: Individual) -> BitScorer:
         variant = variant_of(individual)
@@ -171,6 +166,7 @@ def _searched(
             variant.places,
             measures=_measures(space),
             levels=options.levels,
+            fixed=space.fixed_thresholds(),
             trust=options.trust,
         )
 

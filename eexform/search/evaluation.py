@@ -149,7 +149,7 @@ class Evaluation:
         trunk = Draft((), (), trunk.measure, min(self._carries(trunk)))
         measures = self._measures(scorer, trunk)
         grown, swept, single = [], [], []
-        allowed = self._allowed()
+        allowed = self._allowed(scorer)
         plain = replace(trunk, carry=0.0 if 0.0 in self._carries(trunk) else trunk.carry)
         for exchange in np.geomspace(*EXCHANGE, 6) if self._free("sites") else ():
             weight = self._weight(scorer, float(exchange))
@@ -176,7 +176,7 @@ class Evaluation:
         for individual in individuals:
             scorer, draft = self.scorer(individual), self.draft(individual)
             weight = self._weight(scorer, float(np.exp(rng.uniform(*np.log(EXCHANGE)))))
-            allowed = self._allowed()
+            allowed = self._allowed(scorer)
             if len(allowed) > MOVE_HEADS:
                 allowed = sorted(rng.choice(allowed, MOVE_HEADS, replace=False).tolist())
             if self._free("sites"):
@@ -228,9 +228,8 @@ class Evaluation:
     def _measures(self, scorer: BitScorer, draft: Draft) -> list[int]:
         return list(range(len(scorer.measures))) if self._free("measure") else [draft.measure]
 
-    def _allowed(self) -> list[int]:
-        """Heads that the genes can express (of the first trunk seen; other trunks have the same names)."""
-        scorer = next(iter(self._scorers.values()))
+    def _allowed(self, scorer: BitScorer) -> list[int]:
+        """Heads of this trunk that the genes can express."""
         place = self.space.exits_place
         sites = self.space.genes.get((place, "sites"))
         items = set(getattr(sites.domain, "items", ())) if sites else set(self._read({}, "sites", ()))

@@ -18,9 +18,9 @@ class Judge:
     """Credit of an answer: ``(1 - trust) * [answer = label] + trust * p_trunk(answer)``.
 
     On a finite selection split the best of many plans is partly the luckiest. The trunk's calibrated probability of an
-    answer is its expected correctness and varies less than the answer's being right. The probability enters as that of the
-    trunk's own answer minus a shortfall in sixteen steps (0 where the answer is the trunk's), so that bit sets can count it;
-    every scorer uses these same numbers.
+    answer is its expected correctness and varies less than the answer's being right. The probability enters as that of
+    the trunk's own answer minus a shortfall in sixteen steps (0 where the answer is the trunk's), so that bit sets can
+    count it; every scorer uses these same numbers.
 
     Args:
         scores: of the split; ``final_temperature`` is what calibrates the trunk.

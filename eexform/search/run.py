@@ -72,12 +72,7 @@ class Run:
         context = PassContext(heads=self._bank(trunk), exit_rates=tuple(plan.select["rates"]))
         graph = _applied(after, trunk, context)
         described = {"recipe": self._recipe(plan).to_plain(), "carry": plan.carry, "objective": self.front.objective}
-        metadata = {
-            **graph.metadata,
-            "eexform.trunk_digest": self.graph.digest,
-            "eexform.plan": json.dumps(described, sort_keys=True),
-        }
-        return graph.replace(metadata=metadata)
+        return graph.replace(metadata={**graph.metadata, "eexform.plan": json.dumps(described, sort_keys=True)})
 
     def export(self, plan: Plan, path: str | Path, *, form: str = "if", thresholds_as_input: bool = False) -> Path:
         """Write a plan in a deployable form (see :func:`eexform.backends.export.export`)."""

@@ -65,7 +65,7 @@ class Scored:
         rates: share of samples that leave at each exit; the final one last.
         exit_accuracy: accuracy on the samples that leave there; ``None`` where none does.
         worst: cost of the dearest path by cost model.
-        judged: mean credit (see :class:`eexform.search.judge.Judge`), what a search compares; the accuracy without trust.
+        judged: mean credit (see :class:`eexform.search.judge.Judge`), what a search compares.
     """
 
     accuracy: float

@@ -59,10 +59,7 @@ class Space:
         Raises:
             OptionError: the recipe has none, or several.
         """
-        places = [place for place, (name, _) in enumerate(self.recipe) if name == EXITS]
-        if len(places) != 1:
-            raise OptionError(f"a recipe to search needs the pass {EXITS!r} exactly once, found {len(places)} times")
-        return places[0]
+        return _exits_place([name for name, _ in self.recipe])
 
     def value(self, genome: Genome, place: int, name: str, default: Any = None) -> Any:
         """A parameter's value: the gene's, else the recipe's, else ``default``."""
@@ -229,15 +226,15 @@ def build_space(
         levels: threshold levels per head.
 
     Raises:
-        OptionError: unknown pass or parameter, nothing open, or an open parameter in a pass behind ``insert_exits``.
+        OptionError: unknown pass, ``insert_exits`` not there exactly once, or a required parameter left open behind it.
     """
     genes: dict[Key, Gene] = {}
-    names = [name for name, _ in recipe]
+    exits_place = _exits_place([name for name, _ in recipe])
     graphs = [graph] * len(recipe) if isinstance(graph, Graph) else list(graph)
     for place, (name, given) in enumerate(recipe):
         cls: type[Pass] = plugins.load("eexform.passes", name)
         open_fields = [field for field in tunable_fields(cls) if field not in given]
-        if EXITS in names[:place]:
+        if place > exits_place:
             _refuse_open(name, cls, given)
             continue
         if not open_fields:
@@ -281,6 +278,12 @@ def _described(domain: Domain) -> Any:
     if isinstance(domain, Subset):
         return {"subset": [plain(item) for item in domain.items], "least": domain.least, "most": domain.most}
     return domain.describe()
+
+
+def _exits_place(names: Sequence[str]) -> int:
+    if names.count(EXITS) != 1:
+        raise OptionError(f"a recipe to search needs the pass {EXITS!r} exactly once, found {names.count(EXITS)} times")
+    return names.index(EXITS)
 
 
 def _refuse_open(name: str, cls: type[Pass], given: Mapping[str, Any]) -> None:

@@ -161,7 +161,9 @@ class Deployed:
             found = ort.run(self._session, feeds)
         else:
             found = ort.run(self._probe_session, {**feeds, **self.probe_feeds(thresholds)})
-        scores = next(value for name, value in found.items() if name not in (EXIT_INDEX, CONFIDENCE))
+        scores = next((value for name, value in found.items() if name not in (EXIT_INDEX, CONFIDENCE)), None)
+        if scores is None or not {EXIT_INDEX, CONFIDENCE} <= set(found):
+            raise ModelError(f"{self.path}: its outputs are {list(found)}, expected scores, exit_index and confidence")
         return Decisions(found[EXIT_INDEX], scores, found[CONFIDENCE])
 
     def staged(self, thresholds: Sequence[float]) -> StagedSession:

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
-from typing import TypeVar
+from itertools import pairwise
 
 from eexform.frontends.onnx import from_model
 from eexform.ir.flow import DataFlow
@@ -18,12 +17,7 @@ from eexform.ir.inference import infer_types
 from eexform.ir.sites import find_sites
 from tests.zoo.big import KINDS
 
-T = TypeVar("T")
-
-
-def timed(action: Callable[[], T]) -> tuple[T, float]:
-    start = time.perf_counter()
-    return action(), time.perf_counter() - start
+COLUMNS = ("load s", "types s", "flow s", "sites s", "sum s")
 
 
 def main() -> None:
@@ -31,21 +25,28 @@ def main() -> None:
     parser.add_argument("--kind", choices=sorted(KINDS), nargs="+", default=sorted(KINDS))
     parser.add_argument("--nodes", type=int, nargs="+", default=[1250, 2500, 5000, 10000])
     asked = parser.parse_args()
-    print(
-        f"{'kind':10}{'nodes':>8}{'load s':>9}{'types s':>9}{'flow s':>9}{'sites s':>9}{'sum s':>9}{'sites':>8}{'cuts':>7}"
-    )
+    print(f"{'kind':10}{'nodes':>8}" + "".join(f"{name:>9}" for name in COLUMNS) + f"{'sites':>8}{'cuts':>7}")
     for kind in asked.kind:
         for nodes in asked.nodes:
-            model = KINDS[kind](nodes)
-            graph, load = timed(lambda model=model: from_model(model))
-            _, types = timed(lambda graph=graph: infer_types(graph))
-            weights = {node.name: 1 for node in graph.nodes}
-            sums, flow = timed(lambda graph=graph, weights=weights: DataFlow(graph).accumulate(weights))
-            report, sites = timed(lambda graph=graph: find_sites(graph))
-            assert sums[graph.final] == len(graph.flow.ancestors([graph.final]))
-            cuts = sum(site.cuts for site in report.sites)
-            times = "".join(f"{seconds:9.2f}" for seconds in (load, types, flow, sites, load + types + flow + sites))
-            print(f"{kind:10}{len(graph.nodes):8}{times}{len(report.sites):8}{cuts:7}", flush=True)
+            measure(kind, nodes)
+
+
+def measure(kind: str, nodes: int) -> None:
+    """Print one row."""
+    model = KINDS[kind](nodes)
+    clock = [time.perf_counter()]
+    graph = from_model(model)
+    clock.append(time.perf_counter())
+    infer_types(graph)
+    clock.append(time.perf_counter())
+    sums = DataFlow(graph).accumulate({node.name: 1 for node in graph.nodes})
+    clock.append(time.perf_counter())
+    report = find_sites(graph)
+    clock.append(time.perf_counter())
+    assert sums[graph.final] == len(graph.flow.ancestors([graph.final]))
+    seconds = [after - before for before, after in pairwise(clock)]
+    row = "".join(f"{part:9.2f}" for part in (*seconds, sum(seconds)))
+    print(f"{kind:10}{len(graph.nodes):8}{row}{len(report.sites):8}{sum(s.cuts for s in report.sites):7}", flush=True)
 
 
 if __name__ == "__main__":

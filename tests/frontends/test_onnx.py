@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
@@ -251,3 +252,73 @@ def test_real_models(shared: Path, tmp_path: Path) -> None:
         feeds = {graph.inputs[0]: normal(2, *map(int, known.sample_shape))}  # type: ignore[arg-type]
         expected = next(iter(ort.run(ort.session(path), feeds).values()))
         np.testing.assert_array_equal(_scores(graph, feeds), expected)
+
+
+def test_old_models_with_external_data(tmp_path: Path) -> None:
+    source = random_classifier(3, opset=13)
+    onnx.save(source, tmp_path / "model.onnx", save_as_external_data=True, size_threshold=0, location="weights")
+    assert load(tmp_path / "model.onnx").digest == from_model(random_classifier(3, opset=13)).digest
+
+
+def test_control_flow_passes_untouched(tmp_path: Path) -> None:
+    text = model(
+        """b = Cast<to=9>(z)
+           h = Relu(x)
+           k = If(b) <then_branch = t () => (float[N,4] p) { p = Mul(h, two) },
+                      else_branch = e () => (float[N,4] q) { q = Add(h, h) }>
+           y = Gemm(k, w)""",
+        {"w": normal(4, 3), "two": np.array(2, np.float32)},
+        inputs="float[N,4] x, float z",
+        opset=14,
+    )
+    graph = from_model(text)
+    check(graph)
+    assert graph.opset == 14
+    for external in (False, True):
+        save(graph, tmp_path / "model.onnx", external=external)
+        again = load(tmp_path / "model.onnx")
+        assert again.digest == graph.digest
+        feeds = {"x": normal(3, 4), "z": np.array(0, np.float32)}
+        np.testing.assert_array_equal(_scores(again, feeds), _scores(text, feeds))
+
+
+@pytest.mark.parametrize("external", [False, True])
+def test_other_element_types(tmp_path: Path, external: bool) -> None:
+    weights = {
+        "half": normal(4, 100).astype(np.float16),
+        "brain": normal(100, 3).astype(ml_dtypes.bfloat16),
+        "tiny": np.arange(12).reshape(4, 3).astype(ml_dtypes.int4),
+        "step": np.array(0.1, np.float32),
+    }
+    text = model(
+        """h = Cast<to=10>(x)
+           a = MatMul(h, half)
+           b = Cast<to=16>(a)
+           c = MatMul(b, brain)
+           d = Cast<to=1>(c)
+           q = DequantizeLinear(tiny, step)
+           e = MatMul(x, q)
+           y = Add(d, e)""",
+        weights,
+        opset=21,
+    )
+    text.ir_version = 10
+    graph = from_model(text)
+    for name, array in weights.items():
+        assert graph.types[name].dtype == array.dtype
+        np.testing.assert_array_equal(graph.constants[name].values, array)
+    save(graph, tmp_path / "model.onnx", external=external)
+    assert load(tmp_path / "model.onnx").digest == graph.digest
+
+
+def test_string_constants_and_empty_attributes_survive(tmp_path: Path) -> None:
+    text = model(
+        "l = acme.Label<options=[1]>(x, names)\n y = Gemm(x, w)",
+        {"w": normal(4, 3), "names": np.array(["cat", "dog"], object)},
+        outputs="float[N,3] y, float[N,3] l",
+        domains=', "acme" : 1',
+    )
+    text.graph.node[0].attribute[0].ClearField("ints")
+    assert text.graph.node[0].attribute[0].name == "options"
+    labels = from_model(text, output="l")
+    assert from_model(to_model(labels)).digest == labels.digest

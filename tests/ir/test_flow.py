@@ -225,5 +225,5 @@ def test_a_cycle_is_named() -> None:
 
 def test_an_unknown_value_is_named_with_similar_ones() -> None:
     flow = from_model(zoo.build("resnet")).flow
-    with pytest.raises(GraphError, match="no node computes value 'relu_33'.*did you mean 'relu_"):
+    with pytest.raises(GraphError, match=r"no node computes value 'relu_33'.*did you mean 'relu_"):
         flow.ancestors(["relu_33"])

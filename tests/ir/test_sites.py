@@ -132,7 +132,7 @@ def tail(graph: Graph, feeds: Sequence[str]) -> tuple[onnx.ModelProto, list[str]
         "tail",
         [info(name) for name in sorted(inputs)],
         [info(graph.final)],
-        [tensor for tensor in model.graph.initializer],
+        list(model.graph.initializer),
     )
     return helper.make_model(part, opset_imports=model.opset_import, ir_version=model.ir_version), sorted(
         inputs & shaped
@@ -402,7 +402,7 @@ def test_points_are_distinct(case: Case) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", sorted(KINDS))
+@pytest.mark.parametrize("kind", ["ladder", "masked"])
 def test_ten_thousand_nodes_take_seconds_and_growth_is_about_linear(kind: str) -> None:
     seconds = {}
     for nodes in (2500, 10000):

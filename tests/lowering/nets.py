@@ -51,7 +51,6 @@ def attach(
         measure=measure,
         carry=carry,
         untrained=True,
-        max_live=20,
     )
     return step.run(graph, PassContext(seed=7)).graph
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -242,6 +243,10 @@ def test_variants_of_the_trunk_are_scored_apart() -> None:
     evaluation = Evaluation(space, scorer_for)
     state = evolve(space, evaluation, SMALL, seed=0)
     assert sorted(asked) == [1, 2]
+    halfway = Evaluation(space, scorer_for)
+    begun = evolve(space, halfway, replace(SMALL, generations=2), seed=0)
+    again = Evaluation(space, scorer_for)  # knows no variant yet, as after a restart
+    assert frozen(evolve(space, again, SMALL, seed=0, state=begun), again) == frozen(state, evaluation)
     assert state.archive.points[0, 1] < 40e6
 
 

@@ -48,7 +48,7 @@ def dense(nodes: int) -> onnx.ModelProto:
 
 
 def ladder(nodes: int) -> onnx.ModelProto:
-    """Every block's output is kept until the very end (a U shape without a bottom): cuts as wide as the network is deep."""
+    """Every block's output is kept until the end (a U without a bottom): cuts as wide as the network is deep."""
     net = Net("ladder")
     x = net.conv_bn_relu(net.input("image", 3, 4, 4), 3, 4)
     kept = []

@@ -1,7 +1,7 @@
 """Tiny transformers as exporters write them with a dynamic batch.
 
-The batch size is computed by shape nodes: read once from the input and used everywhere, as exporters with symbolic sizes
-leave it (vit, swin), or read again in front of every reshape, as tracing leaves it (bert).
+The batch size is computed by shape nodes: read once from the input and used everywhere, as exporters with symbolic
+sizes leave it (vit, swin), or read again in front of every reshape, as tracing leaves it (bert).
 """
 
 from __future__ import annotations

@@ -1,0 +1,20 @@
+"""Where output goes: results to standard output, everything else to standard error."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from rich.console import Console, RenderableType
+
+console = Console(highlight=False)
+errors = Console(stderr=True, highlight=False)
+
+
+def show(plain: Any, as_json: bool, table: Callable[[Any], RenderableType]) -> None:
+    """Print ``plain`` as JSON, or what ``table`` makes of it."""
+    if as_json:
+        print(json.dumps(plain, indent=2, allow_nan=False))
+    else:
+        console.print(table(plain))

@@ -1,0 +1,45 @@
+"""The front of a run as plain values."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from eexform.search.front import Plan
+from eexform.search.run import Run
+
+
+def pareto(run: Run) -> dict[str, Any]:
+    """What ``eexform pareto --json`` prints; the keys are stable.
+
+    ``trunk``: accuracy and cost of the model itself. ``plans``: by rising cost; ``test`` has the same keys as ``select``.
+    """
+    front = run.front
+    trunk, facts = front.trunk, run.facts
+    return {
+        "run": {
+            "state": run.state,
+            "objective": front.objective,
+            "labels": run.facts.get("labels", "given"),
+            "memorisation": facts.get("memorisation"),
+            "seconds_training": facts.get("seconds_training"),
+            "seconds_searching": facts.get("seconds_searching"),
+            "plans_scored": facts.get("evaluated"),
+            "uncounted": facts.get("uncounted", []),
+        },
+        "trunk": {
+            "accuracy_select": trunk.select["accuracy"],
+            "accuracy_test": trunk.test["accuracy"],
+            "accuracy_train": facts["trunk"]["accuracy"]["head_train"],
+            "macs": trunk.select["macs"],
+            "cost": dict(trunk.select["cost"]),
+            "samples": facts["trunk"]["samples"],
+        },
+        "plans": [_plan(plan) for plan in front],
+        "knee": front.knee().index if len(front) else None,
+    }
+
+
+def _plan(plan: Plan) -> dict[str, Any]:
+    plain = plan.to_json()
+    del plain["recipe"]
+    return plain
