@@ -1,8 +1,8 @@
 """Running a staged network: numpy and onnxruntime, nothing else of eexform but its errors and file helpers.
 
-    session = StagedSession("stages/")
-    result = session.run({"input": batch})
-    result.scores, result.exit_index, result.confidence
+session = StagedSession("stages/")
+result = session.run({"input": batch})
+result.scores, result.exit_index, result.confidence
 """
 
 from __future__ import annotations
@@ -59,13 +59,16 @@ class StagedSession:
         runs: how often each stage was executed so far.
     """
 
-    def __init__(self, folder: str | Path, *, threads: int = 1, check_files: bool = True) -> None:
+    def __init__(
+        self, folder: str | Path, *, threads: int = 1, check_files: bool = True, optimize: bool = True
+    ) -> None:
         """Load every stage.
 
         Args:
             folder: what ``eexform export --form stages`` wrote.
             threads: onnxruntime's threads inside an operator.
             check_files: compare each file's sha-256 with the manifest.
+            optimize: let onnxruntime fuse and rewrite; ``False`` runs the nodes as they stand.
 
         Raises:
             ModelError: no manifest, a stage is missing or is not the file that was exported.
@@ -81,6 +84,8 @@ class StagedSession:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
+        if not optimize:
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         stages = self.manifest["stages"]
         self._stages = [_open(folder, stage, options, check_files) for stage in stages]
         self._fixed = frozenset().union(*(stage.fixed for stage in self._stages))
@@ -132,7 +137,9 @@ class StagedSession:
             if not rows.size:
                 break
             kept = {name: np.compress(stays, pool[name], axis=at) for name, at in stage.live.items()}
-            kept |= {name: value for name, value in pool.items() if name in self._fixed or self._axes.get(name, 0) is None}
+            kept |= {
+                name: value for name, value in pool.items() if name in self._fixed or self._axes.get(name, 0) is None
+            }
             pool = kept
         return Result(scores, exit_index, confidence)
 
@@ -158,8 +165,8 @@ def _checked(manifest: Any, folder: Path) -> dict[str, Any]:
         raise RunError(f"{folder / MANIFEST}: not the manifest of a staged network, or damaged")
     if not isinstance(manifest["format"], int) or manifest["format"] > FORMAT:
         raise RunError(
-            f"{folder / MANIFEST}: format {manifest['format']} was written by a newer eexform ({manifest.get('version')}); "
-            f"this one reads up to {FORMAT}"
+            f"{folder / MANIFEST}: format {manifest['format']} was written by a newer eexform "
+            f"({manifest.get('version')}); this one reads up to {FORMAT}"
         )
     return manifest
 
@@ -176,9 +183,7 @@ def _execute(stage: _Stage, place: int, pool: Mapping[str, np.ndarray]) -> list[
         raise ModelError(f"stage {place}: onnxruntime failed: {error}") from error
 
 
-def _open(
-    folder: Path, stage: Mapping[str, Any], options: onnxruntime.SessionOptions, check_files: bool
-) -> _Stage:
+def _open(folder: Path, stage: Mapping[str, Any], options: onnxruntime.SessionOptions, check_files: bool) -> _Stage:
     try:
         path = folder / str(stage["file"])
         outputs = (stage["scores"], stage["confidence"], *stage["hands_on"])

@@ -65,8 +65,8 @@ def _check_rows(graph: Graph, value: str, site: str) -> None:
     if kind is None or kind.batch_axis is None:
         shape = "unknown" if kind is None or kind.shape is None else list(kind.shape)
         raise GraphError(
-            f"exit at {site!r}: the rest of the network needs {value!r} (shape {shape}), which does not carry one sample "
-            "per row, so undecided samples cannot be picked out of it; use another site, or the form 'multi'"
+            f"exit at {site!r}: the rest of the network needs {value!r} (shape {shape}), which does not carry one "
+            "sample per row, so undecided samples cannot be picked out of it; use another site, or the form 'multi'"
         )
 
 

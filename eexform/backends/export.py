@@ -16,7 +16,7 @@ Form = Literal["if", "stages", "multi"]
 FORMS: tuple[Form, ...] = ("if", "stages", "multi")
 
 
-def export(graph: Graph, path: str | Path, form: str = "if", *, thresholds_as_input: bool = False) -> None:
+def export(graph: Graph, path: str | Path, form: str = "if", *, thresholds_as_input: bool = False) -> Path:
     """Lower ``graph`` and write it, whole or not at all.
 
     Args:
@@ -24,6 +24,9 @@ def export(graph: Graph, path: str | Path, form: str = "if", *, thresholds_as_in
         path: the file; for ``stages`` the folder.
         form: ``if`` (one file that skips work), ``stages`` (one file per block), ``multi`` (all scores, no decisions).
         thresholds_as_input: with ``if``: expose the thresholds as an input instead of baking them in.
+
+    Returns:
+        Where it was written: ``path``.
 
     Raises:
         OptionError: no such form, or thresholds asked for where there are none.
@@ -40,3 +43,4 @@ def export(graph: Graph, path: str | Path, form: str = "if", *, thresholds_as_in
         protos.save(lower_multi(graph), path)
     else:
         protos.save(lower_if(graph, thresholds_as_input=thresholds_as_input), path)
+    return Path(path)

@@ -80,7 +80,7 @@ def lower_if(graph: Graph, *, thresholds_as_input: bool = False) -> onnx.ModelPr
     blocks = split(graph)
     if len(graph.exits) > MAX_EXITS:
         raise GraphError(
-            f"{len(graph.exits)} exits: the form 'if' nests one branch per exit and readers accept at most {MAX_EXITS}; "
+            f"{len(graph.exits)} exits: the form 'if' nests one branch per exit, readers accept at most {MAX_EXITS}; "
             "use fewer exits, or the form 'stages'"
         )
     names = Names(graph, [graph.final, EXIT_INDEX, CONFIDENCE] + [THRESHOLDS] * thresholds_as_input)
@@ -103,7 +103,7 @@ def lower_if(graph: Graph, *, thresholds_as_input: bool = False) -> onnx.ModelPr
     return protos.model(graph, body, metadata.build(graph, "if"))
 
 
-# -- from the outermost level inwards -----------------------------------------------------------------------------------
+# -- from the outermost level inwards ---------------------------------------------------------------------------------
 
 
 def _ask(level: _Level, depth: int, graph: Graph, thresholds: gs.Variable | None) -> None:
@@ -130,7 +130,7 @@ def _enter(depth: int, above: _Level, live: tuple[str, ...], names: Names) -> Sc
     return scope
 
 
-# -- from the innermost level outwards ----------------------------------------------------------------------------------
+# -- from the innermost level outwards --------------------------------------------------------------------------------
 
 
 def _merge(levels: list[_Level], depth: int, names: Names) -> tuple[gs.Variable, gs.Variable, gs.Variable]:
@@ -198,7 +198,9 @@ def _assemble(
     return body
 
 
-def _infos(graph: Graph, values: tuple[gs.Variable, ...] | list[gs.Variable], depth: int | None) -> list[onnx.ValueInfoProto]:
+def _infos(
+    graph: Graph, values: tuple[gs.Variable, ...] | list[gs.Variable], depth: int | None
+) -> list[onnx.ValueInfoProto]:
     """Types of a branch's results: static rank (some runtimes insist), rows under a symbol of their own."""
     rows = BATCH if depth is None else f"rows_at_exit{depth}"
     scores, index, confidence = values

@@ -1,9 +1,9 @@
 """Lowering to one ONNX file per block, for runtimes without control flow or devices that hand work on.
 
-The files share values by name. A runner (:class:`eexform.runtime.StagedSession` is one) keeps a pool of arrays: it starts
-with the network's inputs, each stage takes its inputs out of it and puts its ``hands_on`` outputs in, and after an exit
-the rows of the values in ``live`` are thinned to the samples that stay; what is in neither ``live`` nor ``fixed`` may be
-dropped. ``manifest.json`` beside the files says all that:
+The files share values by name. A runner (:class:`eexform.runtime.StagedSession` is one) keeps a pool of arrays: it
+starts with the network's inputs, each stage takes its inputs out of it and puts its ``hands_on`` outputs in, and after
+an exit the rows of the values in ``live`` are thinned to the samples that stay; what is in neither ``live`` nor
+``fixed`` may be dropped. ``manifest.json`` beside the files says all that:
 
     format, version, form ("stages"), metadata (the ``eexform.*`` keys), output, scores, num_classes,
     inputs: [{name, dtype, shape}],
@@ -137,7 +137,12 @@ def _fixed_by_stage(scopes: list[Scope]) -> dict[int, dict[str, TensorType]]:
 
 
 def _stage(
-    graph: Graph, block: Block, scope: Scope, depth: int, confidence: gs.Variable, fixed: dict[int, dict[str, TensorType]]
+    graph: Graph,
+    block: Block,
+    scope: Scope,
+    depth: int,
+    confidence: gs.Variable,
+    fixed: dict[int, dict[str, TensorType]],
 ) -> tuple[onnx.ModelProto, dict[str, Any]]:
     made_here = [value for value in block.live if scope.resolve(value).inputs]
     confidence.name = CONFIDENCE

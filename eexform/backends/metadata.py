@@ -105,7 +105,7 @@ def check_version(written: str, what: str) -> None:
         raise ModelError(f"{what} says it was written by version {written!r}, which is no version") from error
     if theirs > ours:
         raise RunError(
-            f"{what} was written by eexform {written}, this is {eexform.__version__}: install that version or a newer one"
+            f"{what} was written by eexform {written}, this is {eexform.__version__}: install that version or a newer"
         )
 
 

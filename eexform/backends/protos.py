@@ -94,7 +94,9 @@ def check(built: onnx.ModelProto) -> None:
     try:
         onnx.checker.check_model(built, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise GraphError(f"the lowered model is not valid ONNX; this is a bug in eexform, please report it: {error}") from error
+        raise GraphError(
+            f"the lowered model is not valid ONNX; this is a bug in eexform, please report it: {error}"
+        ) from error
 
 
 def scores_info(source: Graph, name: str, rows: str = BATCH) -> onnx.ValueInfoProto:

@@ -1,10 +1,10 @@
 """Scopes: re-emitting parts of a graph where the batch is another one.
 
-Inside an ``If`` branch, or in the second file of a staged network, a value holds fewer rows than in the flat graph. Data
-nodes do not mind, but whatever was computed *from the batch size* (``Shape(x)`` → ``Gather`` → ``Concat`` → ``Expand`` or
-``Reshape``) must be computed again from the rows that are left; captured from outside it would be wrong. A
-:class:`Scope` copies data nodes as they are, emits shape arithmetic on demand in the scope that needs it, and re-roots
-``Shape(v)`` on a value of its own where ``v`` was not handed on.
+Inside an ``If`` branch, or in the second file of a staged network, a value holds fewer rows than in the flat graph.
+Data nodes do not mind, but whatever was computed *from the batch size* (``Shape(x)`` → ``Gather`` → ``Concat`` →
+``Expand`` or ``Reshape``) must be computed again from the rows that are left; captured from outside it would be wrong.
+A :class:`Scope` copies data nodes as they are, emits shape arithmetic on demand in the scope that needs it, and
+re-roots ``Shape(v)`` on a value of its own where ``v`` was not handed on.
 """
 
 from __future__ import annotations
@@ -112,8 +112,8 @@ class Scope:
             return self.values[value]
         if self._changes(value) or not self._import(value):
             raise GraphError(
-                f"value {value!r} is computed before an exit and needed behind it, but was not handed on; this is a bug "
-                "in eexform's live sets, please report it"
+                f"value {value!r} is computed before an exit and needed behind it, but was not handed on; this is "
+                "a bug in eexform's live sets, please report it"
             )
         return self.values[value]
 
@@ -135,7 +135,7 @@ class Scope:
         self.draft.nodes.append(gs.Node(op="Identity", name=label, inputs=[tensor], outputs=[copied]))
         return copied
 
-    # -- values of outer scopes -----------------------------------------------------------------------------------------
+    # -- values of outer scopes ---------------------------------------------------------------------------------------
 
     def _fixed(self, value: str) -> bool:
         """Known to be the same whatever the batch."""
@@ -162,7 +162,7 @@ class Scope:
         self.imports[key] = known
         return known
 
-    # -- copying nodes ----------------------------------------------------------------------------------------------------
+    # -- copying nodes ------------------------------------------------------------------------------------------------
 
     def _copy(self, node: gs.Node, *, keep_names: bool) -> None:
         inputs = [self.resolve(t.name) if t.name else gs.Variable.empty() for t in node.inputs]
@@ -179,9 +179,7 @@ class Scope:
             outputs.append(copied)
         name = node.name if keep_names else self.emit.unique(node.name)
         self.draft.nodes.append(
-            gs.Node(
-                op=node.op, name=name, attrs=dict(node.attrs), inputs=inputs, outputs=outputs, domain=node.domain
-            )
+            gs.Node(op=node.op, name=name, attrs=dict(node.attrs), inputs=inputs, outputs=outputs, domain=node.domain)
         )
 
     def _check_captures(self, node: gs.Node) -> None:
@@ -193,7 +191,7 @@ class Scope:
                     "the undecided rows: put the exit behind this node, or use the form 'multi'"
                 )
 
-    # -- shape arithmetic -------------------------------------------------------------------------------------------------
+    # -- shape arithmetic ---------------------------------------------------------------------------------------------
 
     def _emit_shape(self, node: gs.Node) -> None:
         """Emit one node of shape arithmetic (and what it needs), rooted in this scope's rows."""
@@ -250,7 +248,9 @@ class Scope:
         product = _PRODUCT.fullmatch(dim)
         if product is not None:
             base = self._dim(product["symbol"])
-            return self.emit.node("Mul", base, self.emit.constant(f"times{product['factor']}", [int(product["factor"])]))
+            return self.emit.node(
+                "Mul", base, self.emit.constant(f"times{product['factor']}", [int(product["factor"])])
+            )
         if dim == BATCH:
             return self.batch()
         if dim not in self._symbols:

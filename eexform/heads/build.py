@@ -137,7 +137,9 @@ def _build(
     if layer.spatial:
         for place in range(spec.depth):
             scope = emitter.scoped(f"layer{place}.")
-            value, channels = layer.emit(scope, value, channels, spec.width, 2 if place < in_layers else 1)
+            # half as many channels in front of each further stride, as in any network that trades space for channels
+            width = max(1, spec.width >> max(0, in_layers - 1 - place))
+            value, channels = layer.emit(scope, value, channels, width, 2 if place < in_layers else 1)
     value, channels = _pooled(emitter, value, channels, spec, site)
     if not layer.spatial:
         for place in range(spec.depth):

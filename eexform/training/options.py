@@ -18,12 +18,12 @@ class TrainOptions:
         epochs: passes over head-train at most.
         batch_size: samples per step.
         learning_rate: peak of a one-cycle schedule (AdamW): linear warm-up over the first ``warmup`` share of the steps,
-            cosine decay to zero after it.
+            half a cosine to zero after it.
         warmup: share of the steps spent warming up.
         weight_decay: AdamW's decoupled weight decay.
         label_smoothing: for the cross-entropy with the labels.
         distill: weight of the distillation from the trunk's final scores, 0-1; the cross-entropy with the labels gets the
-            rest. Without labels it is 1.
+            rest. Without labels it is 1. The default is 0: on CIFAR-10 distillation beside labels gained nothing.
         distill_temperature: temperature ``T`` of Hinton, Vinyals & Dean (2015): the loss is
             ``T² · KL(softmax(teacher / T) ‖ softmax(head / T))``.
         ema: decay of the exponential moving average of the parameters that is evaluated and kept; 0 turns it off.
@@ -33,11 +33,11 @@ class TrainOptions:
 
     epochs: int = 10
     batch_size: int = 128
-    learning_rate: float = 2e-3
-    warmup: float = 0.1
-    weight_decay: float = 1e-4
+    learning_rate: float = 3e-3
+    warmup: float = 0.15
+    weight_decay: float = 5e-4
     label_smoothing: float = 0.0
-    distill: float = 0.5
+    distill: float = 0.0
     distill_temperature: float = 2.0
     ema: float = 0.0
     patience: int = 0

@@ -80,8 +80,8 @@ def bench(
 ) -> Timings:
     """Time files (or folders of stages) on the same samples, in the order in which they come.
 
-    Every repeat walks through the samples batch by batch; each batch is given to all networks one after the other, in an
-    order that rotates. A last batch that is not full is left out.
+    Every repeat walks through the samples batch by batch; each batch is given to all networks one after the other, in
+    an order that rotates. A last batch that is not full is left out.
 
     Args:
         files: ``.onnx`` files or folders of stages; all take the same inputs.

@@ -1,7 +1,9 @@
-"""An exported network as verification sees it: its messages, its parameters, and ways to run it under any thresholds."""
+"""An exported network as verification sees it: messages, parameters, and ways to run it under any thresholds."""
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -9,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 from onnx import numpy_helper
 
 from eexform.backends import metadata, ort
@@ -71,7 +74,9 @@ class Deployed:
             self.models = {self.path.name: _load(self.path)}
             self.exported = metadata.read(self.model)
         if self.path.is_dir() != (self.exported.form == "stages"):
-            raise ModelError(f"{self.path}: its metadata say form {self.exported.form!r}, which it is not; export it again")
+            raise ModelError(
+                f"{self.path}: its metadata say form {self.exported.form!r}, which it is not; export it again"
+            )
 
     @property
     def model(self) -> onnx.ModelProto:
@@ -133,6 +138,26 @@ class Deployed:
             copied.graph.input.append(onnx.helper.make_tensor_value_info(f"{PROBE}{place}", onnx.TensorProto.FLOAT, []))
         return copied
 
+    @cached_property
+    def probe_source(self) -> onnx.ModelProto | Path:
+        """What to open a session of :attr:`probe` with: a file where the weights lie beside the model."""
+        beside = {
+            entry.value
+            for graph in subgraphs(self.model.graph)
+            for tensor in graph.initializer
+            for entry in tensor.external_data
+            if entry.key == "location"
+        }
+        if not beside:
+            return self.probe
+        self._folder = tempfile.TemporaryDirectory(prefix="eexform-verify-")
+        folder = Path(self._folder.name)
+        for name in beside:
+            # a copy: onnxruntime refuses links, hard or soft, for fear of attacks
+            shutil.copyfile(self.path.parent / name, folder / name)
+        (folder / self.path.name).write_bytes(self.probe.SerializeToString())
+        return folder / self.path.name
+
     def probe_feeds(self, thresholds: Sequence[float]) -> dict[str, np.ndarray]:
         """What :attr:`probe` wants besides the network's inputs."""
         values = np.asarray(thresholds, np.float32)
@@ -140,15 +165,24 @@ class Deployed:
             return {THRESHOLDS: values}
         return {f"{PROBE}{place}": np.asarray(value) for place, value in enumerate(values)}
 
-    # -- running --------------------------------------------------------------------------------------------------------
+    # -- running ------------------------------------------------------------------------------------------------------
 
-    def run(self, feeds: Mapping[str, np.ndarray], thresholds: Sequence[float] | None = None) -> Decisions:
-        """Run a batch: the file as it is, or under other thresholds."""
+    def run(
+        self, feeds: Mapping[str, np.ndarray], thresholds: Sequence[float] | None = None, *, optimize: bool = True
+    ) -> Decisions:
+        """Run a batch.
+
+        Args:
+            feeds: the network's inputs.
+            thresholds: in place of the file's own.
+            optimize: let onnxruntime rewrite the network; it mends some faults, which another runtime would not.
+        """
         if self.form == "stages":
-            result = (self.staged(thresholds) if thresholds is not None else self._staged).run(feeds)
+            session = self._staged if optimize else self._staged_plain
+            result = (session if thresholds is None else session.with_thresholds(thresholds)).run(feeds)
             return Decisions(result.exit_index, result.scores, result.confidence)
         if self.form == "multi":
-            found = ort.run(self._session, feeds)
+            found = ort.run(self._session if optimize else self._session_plain, feeds)
             final, *exits = found.values()
             rules = self.exported.exits
             if thresholds is not None:
@@ -158,9 +192,10 @@ class Deployed:
         if thresholds is None and takes_thresholds:
             thresholds = [item.threshold for item in self.exported.exits]
         if thresholds is None:
-            found = ort.run(self._session, feeds)
+            found = ort.run(self._session if optimize else self._session_plain, feeds)
         else:
-            found = ort.run(self._probe_session, {**feeds, **self.probe_feeds(thresholds)})
+            session = self._probe_session if optimize else self._probe_session_plain
+            found = ort.run(session, {**feeds, **self.probe_feeds(thresholds)})
         scores = next((value for name, value in found.items() if name not in (EXIT_INDEX, CONFIDENCE)), None)
         if scores is None or not {EXIT_INDEX, CONFIDENCE} <= set(found):
             raise ModelError(f"{self.path}: its outputs are {list(found)}, expected scores, exit_index and confidence")
@@ -171,12 +206,24 @@ class Deployed:
         return self._staged.with_thresholds(thresholds)
 
     @cached_property
-    def _session(self):  # type: ignore[no-untyped-def]  # onnxruntime has no types
+    def _session(self) -> onnxruntime.InferenceSession:
         return ort.session(self.path, threads=self.threads)
 
     @cached_property
-    def _probe_session(self):  # type: ignore[no-untyped-def]
-        return ort.session(self.probe, threads=self.threads)
+    def _session_plain(self) -> onnxruntime.InferenceSession:
+        return ort.session(self.path, threads=self.threads, optimize=False)
+
+    @cached_property
+    def _probe_session(self) -> onnxruntime.InferenceSession:
+        return ort.session(self.probe_source, threads=self.threads)
+
+    @cached_property
+    def _probe_session_plain(self) -> onnxruntime.InferenceSession:
+        return ort.session(self.probe_source, threads=self.threads, optimize=False)
+
+    @cached_property
+    def _staged_plain(self) -> StagedSession:
+        return StagedSession(self.path, threads=self.threads, optimize=False)
 
 
 def _levels(graph: onnx.GraphProto, exits: int, where: str) -> tuple[Level, ...]:
@@ -215,5 +262,3 @@ def _array(tensor: onnx.TensorProto, folder: Path, file: str) -> np.ndarray:
         return numpy_helper.to_array(tensor, base_dir=str(folder))
     except Exception as error:
         raise ModelError(f"{file}: parameter {tensor.name!r} cannot be read: {error}") from error
-
-

@@ -24,8 +24,10 @@ from eexform.ir.graph import Graph
 from eexform.verification.deployed import Deployed
 
 HEAVY = frozenset(
-    ("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN", "Attention", "Einsum")
-    + ("ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul")
+    (
+        *("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN", "Attention", "Einsum"),
+        *("ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul"),
+    )
 )
 
 
@@ -83,7 +85,7 @@ def unskipped(deployed: Deployed, reference: Graph, feeds: Mapping[str, np.ndarr
     in_file = {node.name for graph in subgraphs(deployed.model.graph) for node in graph.node}
     runs = [{**feeds, **deployed.probe_feeds(policy)} for policy in policies]
     found = []
-    for place, trace in enumerate(traces(deployed.probe, runs)):
+    for place, trace in enumerate(traces(deployed.probe_source, runs)):
         later = {name for block in blocks[place + 1 :] for name in block.nodes} & in_file
         if deployed.levels:
             later |= {node.name for graph in subgraphs(deployed.levels[place].rest) for node in graph.node}

@@ -46,8 +46,8 @@ def trunk_of(against: Graph, exported: Exported) -> Graph:
             graph = step.run(graph, PassContext()).graph
     except EexformError as error:
         raise VerificationError(
-            f"the recipe in the exported file cannot be replayed on the model it is verified against: {error}; is it the "
-            "model that was exported?"
+            f"the recipe in the exported file cannot be replayed on the model it is verified against: {error}; is it "
+            "the model that was exported?"
         ) from error
     return graph
 
@@ -77,9 +77,9 @@ def reference(trunk: Graph, exported: Exported, parameters: Mapping[str, np.ndar
     exits = exported.exits
     carry, final_temperature = _carry(exported)
     if carry:
+        emitter = Emitter(draft)
         inner, name = draft.outputs[0], draft.outputs[0].name
-        inner.name = Emitter(draft).unique(f"{name}.alone")
-        emitter = Emitter(draft)  # looks again: the output's own name is free now
+        emitter.rename(inner, f"verify.{name}")
         temperatures = [_constant(parameters, f"carry{place}.temperature") for place in range(len(exits))]
         *scores, final = emit_carry(
             emitter, [*scores, inner], [*temperatures, final_temperature], carry, exported.scores

@@ -157,7 +157,7 @@ class _Verifier:
         if self.deployed.form != "multi":
             self._ask("skipped work", lambda: self._skipped(flat))
 
-    # -- plumbing -------------------------------------------------------------------------------------------------------
+    # -- plumbing -----------------------------------------------------------------------------------------------------
 
     def _ask(self, name: str, question: Callable[[], tuple[bool, str]]) -> None:
         self.progress(name)
@@ -181,7 +181,7 @@ class _Verifier:
     def _label(self, place: int) -> str:
         return "the final classifier" if place == len(self.exits) else f"exit {place}"
 
-    # -- structure --------------------------------------------------------------------------------------------------------
+    # -- structure ----------------------------------------------------------------------------------------------------
 
     def _valid(self) -> tuple[bool, str]:
         for name, model in self.deployed.models.items():
@@ -228,9 +228,13 @@ class _Verifier:
         trunk = trunk_of(self.against, self.deployed.exported)
         wanted = self.deployed.exported.trunk_digest
         if wanted and trunk.digest != wanted:
-            return trunk, False, (
-                f"the heads were trained on trunk {wanted[:12]}..., the model given (after the recipe's passes) is "
-                f"{trunk.digest[:12]}...: verify against the model that was exported"
+            return (
+                trunk,
+                False,
+                (
+                    f"the heads were trained on trunk {wanted[:12]}..., the model given (after the recipe's passes) is "
+                    f"{trunk.digest[:12]}...: verify against the model that was exported"
+                ),
             )
         return trunk, True, f"digest {trunk.digest[:12]}..." if wanted else "the file names no trunk to compare with"
 
@@ -238,13 +242,17 @@ class _Verifier:
         graph = reference(trunk, self.deployed.exported, self.deployed.parameters())
         return graph, True, f"{len(graph.nodes)} nodes, rebuilt from the original and the heads' parameters"
 
-    # -- behaviour --------------------------------------------------------------------------------------------------------
+    # -- behaviour ----------------------------------------------------------------------------------------------------
 
     def _decisions(self, simulated: Simulated, size: int) -> tuple[bool, str]:
         return self._run(simulated, np.arange(min(self.count, SINGLES) if size == 1 else self.count), size)
 
     def _mixed(self, simulated: Simulated) -> tuple[bool, str]:
-        """Thresholds at the median of what arrives, so that every batch is split at every exit."""
+        """Thresholds at the median of what arrives, so that every batch is split at every exit.
+
+        Once without the optimiser too: it replaces many a shape computation by a constant pattern, and so mends a file
+        that takes the batch size from the wrong place.
+        """
         inside = np.arange(self.count)
         thresholds: list[float] = []
         for row in simulated.confidences():
@@ -258,6 +266,9 @@ class _Verifier:
             if not ok:
                 return ok, f"batch {size}: {detail}"
             details.append(detail)
+        ok, detail = self._run(forced, np.arange(min(self.count, 64)), 7, thresholds, optimize=False)
+        if not ok:
+            return ok, f"without onnxruntime's optimiser, batch 7: {detail}"
         spread = np.bincount(forced.decisions().exit_index, minlength=len(self.exits) + 1).tolist()
         return True, f"samples per exit {spread}; {details[-1]}"
 
@@ -279,11 +290,18 @@ class _Verifier:
         return True, detail
 
     def _run(
-        self, simulated: Simulated, rows: np.ndarray, size: int, thresholds: list[float] | None = None
+        self,
+        simulated: Simulated,
+        rows: np.ndarray,
+        size: int,
+        thresholds: list[float] | None = None,
+        *,
+        optimize: bool = True,
     ) -> tuple[bool, str]:
         parts = []
         for piece in chunks(len(rows), size):
-            parts.append(self.deployed.run(take(self.against, self.feeds, rows[piece]), thresholds))
+            batch = take(self.against, self.feeds, rows[piece])
+            parts.append(self.deployed.run(batch, thresholds, optimize=optimize))
         found = Decisions(
             np.concatenate([part.exit_index for part in parts]),
             np.concatenate([part.scores for part in parts]),
@@ -322,7 +340,10 @@ def compare(expected: Simulated, found: Decisions, atol: float = 1e-4, rtol: flo
         error = np.abs(ours.astype(np.float64) - theirs)
         beyond = ~(error <= atol + rtol * np.abs(theirs))  # NaN is beyond
         if beyond.any():
-            return False, f"{name} differ by up to {np.nanmax(error) if error.size else 0:.3g} in {int(beyond.sum())} values"
+            return (
+                False,
+                f"{name} differ by up to {np.nanmax(error) if error.size else 0:.3g} in {int(beyond.sum())} values",
+            )
         worst = max(worst, float(error.max(initial=0.0)))
     ties = f", {int(near.sum())} near ties ({int(differs.sum())} fell the other way)" if near.any() else ""
     return True, f"{len(differs)} samples, same exits, numbers within {worst:.2g}{ties}"

@@ -53,7 +53,7 @@ def policy(graph: Graph, threshold: float) -> Graph:
 
 
 def paired(first: Runner, second: Runner, feeds: dict[str, np.ndarray], repeats: int) -> tuple[float, float, float]:
-    """Median milliseconds of both, and the median of the ratios of neighbours; short turns, so noise hits both alike."""
+    """Median milliseconds of both, and the median of the ratios of neighbours: noise hits both alike."""
     inner = 1
     while True:
         start = time.perf_counter()

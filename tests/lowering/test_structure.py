@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +25,6 @@ from eexform.ir.policy import Decisions
 from eexform.runtime import StagedSession
 from eexform.verification.simulate import simulate
 from eexform.verification.verify import compare
-from tests import zoo
 from tests.lowering import nets
 
 
@@ -115,7 +113,7 @@ def test_metadata_errors():
     with pytest.raises(ModelError, match="form 'loop'"):
         metadata.parse({**good, metadata.FORM: "loop"})
     for damaged in ("{", "[]", "{}", '{"exits": [{}], "scores": "logits", "num_classes": 5}'):
-        with pytest.raises(ModelError, match="damaged|hold"):
+        with pytest.raises(ModelError, match=r"damaged|hold"):
             metadata.parse({**good, metadata.PLAN: damaged})
 
 
@@ -166,7 +164,9 @@ def exits_on(model: onnx.ModelProto, values: list[str], scores: str = "logits") 
 
 def hand_made(nodes, weights, inputs, classes=4):
     outputs = [helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, ["N", classes])]
-    body = helper.make_graph(nodes, "hand", inputs, outputs, [numpy_helper.from_array(v, k) for k, v in weights.items()])
+    body = helper.make_graph(
+        nodes, "hand", inputs, outputs, [numpy_helper.from_array(v, k) for k, v in weights.items()]
+    )
     return helper.make_model(body, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
 
 
@@ -216,8 +216,7 @@ def test_a_shape_of_a_value_that_is_not_handed_on(tmp_path):
         node("MatMul", ["r", "wf"], ["logits"], "logits"),
     ]
     weights = {"w0": weight(5, 6), "we": weight(6, 4), "w1": weight(6, 6), "wf": weight(3, 4)} | {
-        key: np.array(value, np.int64)
-        for key, value in {"i0": 0, "i1": 1, "ax": [0], "two": [2], "three": [3]}.items()
+        key: np.array(value, np.int64) for key, value in {"i0": 0, "i1": 1, "ax": [0], "two": [2], "three": [3]}.items()
     }
     model = hand_made(nodes, weights, [floats("x", "N", "seq", 5)])
     graph = exits_on(model, ["e0"])
@@ -266,9 +265,19 @@ def test_names_of_our_outputs_that_the_trunk_uses_itself(taken):
     model = lower_if(graph)
     assert [value.name for value in model.graph.output] == ["logits", "exit_index", "confidence"]
     with pytest.raises(GraphError, match="has the name of an output"):
-        lower_if(exits_on(hand_made([helper.make_node("MatMul", [taken, "w"], ["e0"], "e0"),
-                                     helper.make_node("Tanh", ["e0"], ["logits"], "l")],
-                                    {"w": weight(4, 4)}, [floats(taken, "N", 4)]), ["e0"]))
+        lower_if(
+            exits_on(
+                hand_made(
+                    [
+                        helper.make_node("MatMul", [taken, "w"], ["e0"], "e0"),
+                        helper.make_node("Tanh", ["e0"], ["logits"], "l"),
+                    ],
+                    {"w": weight(4, 4)},
+                    [floats(taken, "N", 4)],
+                ),
+                ["e0"],
+            )
+        )
 
 
 def test_probabilities_get_no_second_softmax():
@@ -343,7 +352,9 @@ def test_the_source_graph_is_left_alone():
 
 def test_lowering_is_reproducible():
     graph = nets.with_exits("swin", 2)
-    assert lower_if(graph).SerializeToString(deterministic=True) == lower_if(graph).SerializeToString(deterministic=True)
+    assert lower_if(graph).SerializeToString(deterministic=True) == lower_if(graph).SerializeToString(
+        deterministic=True
+    )
 
 
 def test_runtime_needs_no_compiler():

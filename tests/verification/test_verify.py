@@ -10,7 +10,7 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from eexform.backends import metadata
+from eexform.backends import metadata, protos
 from eexform.backends.export import export
 from eexform.backends.protos import subgraphs
 from eexform.backends.rebatch import Scope
@@ -111,10 +111,20 @@ def test_the_pass_lower_passes(tmp_path):
     assert report.ok, report.to_json()
 
 
+@pytest.mark.parametrize("form", ["if", "stages", "multi"])
+def test_weights_beside_the_file_pass(form, tmp_path, monkeypatch):
+    monkeypatch.setattr(protos, "EXTERNAL_ABOVE", 0)
+    export(ready("resnet"), tmp_path / "out", form)
+    monkeypatch.undo()
+    assert list(tmp_path.rglob("*.data"))
+    report = check(tmp_path / "out")
+    assert report.ok, report.to_json()
+
+
 def test_passes_in_front_of_the_exits_are_replayed(tmp_path):
     """Heads attached to a folded trunk: the recipe in the file says so, and the original is folded again."""
     trunk = FoldBatchNorm().run(nets.trunk("resnet"), PassContext()).graph
-    found = [site for site in nets.find_sites(trunk).sites][1:3]
+    found = nets.find_sites(trunk).sites[1:3]
     graph = nets.attach(trunk, found)
     recipe = {"recipe": {"pass": [{"name": "fold_batch_norm"}, {"name": "insert_exits"}]}}
     graph = graph.replace(metadata={**graph.metadata, metadata.PLAN: json.dumps(recipe)})
