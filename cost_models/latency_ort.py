@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from eexform import __version__
+from eexform._version import __version__
 from eexform.backends import ort
 from eexform.cost_models._contract import Cost, CostModel
 from eexform.cost_models._routing import idle_network, routing_pair

@@ -165,6 +165,11 @@ def _merge(levels: list[_Level], depth: int, names: Names) -> tuple[gs.Variable,
     return then_scores, then_index, then_confidence
 
 
+def _fork(level: _Level) -> gs.Node:
+    assert level.fork is not None
+    return level.fork
+
+
 def _result(level: _Level, place: int) -> gs.Variable:
     if level.fork is not None:
         return level.fork.outputs[place]
@@ -186,7 +191,7 @@ def _assemble(
             )
             level.fork.attrs["then_branch"] = body
             level.fork.attrs["else_branch"] = away
-        outputs = _infos(graph, inner[depth - 1], depth - 1) if depth else _infos(graph, levels[0].fork.outputs, None)
+        outputs = _infos(graph, inner[depth - 1], depth - 1) if depth else _infos(graph, _fork(levels[0]).outputs, None)
         body = protos.graph_proto(
             f"go_on_from_exit{depth - 1}" if depth else graph.gs.name or "network",
             protos.node_protos(level.scope.draft),

@@ -25,7 +25,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-import eexform
+from eexform._version import __version__
 from eexform.backends import metadata, protos
 from eexform.backends.blocks import Block, split
 from eexform.backends.confidence import emit_scored
@@ -89,7 +89,7 @@ def lower_stages(graph: Graph) -> Stages:
         described.append(stage)
     manifest = {
         "format": FORMAT,
-        "version": eexform.__version__,
+        "version": __version__,
         "form": "stages",
         "metadata": metadata.build(graph, "stages"),
         "output": graph.final,

@@ -17,7 +17,7 @@ from typing import Any
 
 import onnx
 
-import eexform
+from eexform._version import __version__
 from eexform.errors import GraphError, ModelError, RunError
 from eexform.ir.exits import Exit, Scores
 from eexform.ir.graph import Graph
@@ -60,7 +60,7 @@ def build(graph: Graph, form: str) -> dict[str, str]:
     plan["scores"] = graph.scores
     plan["num_classes"] = graph.num_classes
     kept[PLAN] = json.dumps(plan, allow_nan=False, sort_keys=True)
-    return {VERSION: eexform.__version__, FORM: form, **kept}
+    return {VERSION: __version__, FORM: form, **kept}
 
 
 def read(model: onnx.ModelProto) -> Exported:
@@ -99,13 +99,13 @@ def parse(entries: Mapping[str, str]) -> Exported:
 def check_version(written: str, what: str) -> None:
     """Raise ``RunError`` where ``what`` was written by a newer version (major or minor) than this one."""
     try:
-        ours = tuple(int(part) for part in eexform.__version__.split(".")[:2])
+        ours = tuple(int(part) for part in __version__.split(".")[:2])
         theirs = tuple(int(part) for part in written.split(".")[:2])
     except ValueError as error:
         raise ModelError(f"{what} says it was written by version {written!r}, which is no version") from error
     if theirs > ours:
         raise RunError(
-            f"{what} was written by eexform {written}, this is {eexform.__version__}: install that version or a newer"
+            f"{what} was written by eexform {written}, this is {__version__}: install that version or a newer"
         )
 
 

@@ -11,7 +11,7 @@ import onnx_graphsurgeon as gs
 from onnx import helper, numpy_helper
 from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter, dtype_to_onnx
 
-import eexform
+from eexform._version import __version__
 from eexform import files
 from eexform.errors import GraphError
 from eexform.ir.graph import BATCH, Graph
@@ -76,7 +76,7 @@ def model(source: Graph, graph: onnx.GraphProto, metadata: Mapping[str, str]) ->
         graph,
         opset_imports=opsets,
         producer_name="eexform",
-        producer_version=eexform.__version__,
+        producer_version=__version__,
     )
     built.ir_version = max(8, helper.find_min_ir_version_for(opsets, ignore_unknown=True))
     helper.set_model_props(built, dict(metadata))

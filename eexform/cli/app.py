@@ -13,7 +13,7 @@ import traceback
 import click
 import typer
 
-import eexform
+from eexform._version import __version__
 from eexform.cli import checking, models, quick, searching
 from eexform.cli.output import errors
 from eexform.errors import EexformError
@@ -42,7 +42,7 @@ app.command("costs")(models.costs)
 
 def _version(show: bool) -> None:
     if show:
-        typer.echo(f"eexform {eexform.__version__}")
+        typer.echo(f"eexform {__version__}")
         raise typer.Exit
 
 

@@ -73,8 +73,8 @@ def _free_reshape(node: gs.Node, walk: Inference, fixed: int | None) -> None:
     places = [j for j, dim in enumerate(resolved) if _volume(resolved[:j]) == before and dim % exported == 0]
     if not places or dims[places[0]] == -1:
         return
-    if fixed is None and -1 in dims and sample % others == 0 and dims[0] == -1:
-        return
+    if fixed is None and -1 in dims and (dims[places[0]] != 1 or (sample % others == 0 and dims[0] == -1)):
+        return  # the model says that its batch is free and the -1 follows it; only a plain 1 was left from tracing
     values = [-1 if j == places[0] else dim for j, dim in enumerate(resolved)]
     node.inputs[1] = gs.Constant(f"{node.name}.{BATCH}.shape", np.array(values, np.int64))
 

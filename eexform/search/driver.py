@@ -269,5 +269,5 @@ def _front(
 
 
 def _alone(space: Space) -> Sequence[tuple[str, Mapping[str, Any]]]:
-    empty = {"sites": (), "heads": {}, "thresholds": {}}
+    empty: dict[str, Any] = {"sites": (), "heads": {}, "thresholds": {}}
     return [(name, {**given, **empty} if name == EXITS else dict(given)) for name, given in space.recipe]

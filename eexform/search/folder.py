@@ -10,7 +10,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-import eexform
+from eexform._version import __version__
 from eexform import files
 from eexform.errors import RunError
 
@@ -76,13 +76,13 @@ class RunFolder:
         if plain["format"] > FORMAT:
             raise RunError(
                 f"{self.path}: was written by eexform {plain.get('eexform', '?')} (format {plain['format']}); this is "
-                f"{eexform.__version__}, which reads up to format {FORMAT}: upgrade eexform"
+                f"{__version__}, which reads up to format {FORMAT}: upgrade eexform"
             )
         return plain
 
     def write(self, facts: Mapping[str, Any]) -> None:
         """Write ``run.json`` whole."""
-        files.write_json(self.run, {"format": FORMAT, "eexform": eexform.__version__, **facts})
+        files.write_json(self.run, {"format": FORMAT, "eexform": __version__, **facts})
 
     def fresh(self) -> None:
         """Check that a new run may be laid down here.

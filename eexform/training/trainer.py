@@ -337,7 +337,7 @@ def _score_trunk(graph: Graph, dataset: Dataset, bank: Bank, threads: int, show:
                     )
                 stop = start + len(scores)
                 store[start:stop] = scores
-                labels[start:stop] = batch.labels if with_labels else scores.argmax(axis=1)
+                labels[start:stop] = scores.argmax(axis=1) if batch.labels is None else batch.labels
                 start = stop
                 task.advance(len(scores))
             store.flush()

@@ -18,6 +18,7 @@ from eexform.errors import DataError, ModelError, VerificationError
 from eexform.files import file_sha256
 from eexform.passes import PassContext
 from eexform.passes.fold_batch_norm import FoldBatchNorm
+from eexform.passes.insert_exits import InsertExits
 from eexform.passes.lower import Lower
 from eexform.verification.verify import Report, verify
 from tests import zoo
@@ -334,3 +335,19 @@ def test_bad_input(exported, tmp_path):
         verify(exported, nets.trunk("resnet"), {"picture": np.zeros((2, 3, 16, 16), np.float32)})
     with pytest.raises(DataError, match="at least one"):
         verify(exported, nets.trunk("resnet"), {"image": np.zeros((0, 3, 16, 16), np.float32)})
+
+
+def test_heads_folded_after_training_pass(tmp_path):
+    """Batch normalisation of trunk and heads folded behind ``insert_exits``: other parameters, the same network."""
+    sites = nets.sites("resnet")[2:4]
+    step = InsertExits(
+        sites=tuple(site.value for site in sites),
+        heads={site.value: "conv:1x8/avg" for site in sites},
+        thresholds={site.value: 0.3 for site in sites},
+        untrained=True,
+    )
+    graph = FoldBatchNorm().run(step.run(nets.trunk("resnet"), PassContext()).graph, PassContext()).graph
+    assert not any(node.op == "BatchNormalization" for node in graph.nodes)
+    export(graph, tmp_path / "ee.onnx")
+    report = check(tmp_path / "ee.onnx")
+    assert report.ok, report.to_json()
