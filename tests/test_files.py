@@ -22,9 +22,14 @@ def listing(folder: Path) -> list[str]:
 def test_an_error_leaves_the_old_file(tmp_path: Path) -> None:
     target = tmp_path / "a.json"
     files.write_json(target, {"x": 1})
-    with pytest.raises(ValueError, match="boom"), files.writing(target) as temporary:
-        temporary.write_text("half")
-        raise ValueError("boom")
+
+    def fail() -> None:
+        with files.writing(target) as temporary:
+            temporary.write_text("half")
+            raise ValueError("boom")
+
+    with pytest.raises(ValueError, match="boom"):
+        fail()
     assert files.read_json(target) == {"x": 1}
     assert listing(tmp_path) == ["a.json"]
 
@@ -64,9 +69,14 @@ def test_folders_are_swapped_whole(tmp_path: Path) -> None:
         with files.writing_folder(target) as temporary:
             (temporary / "part").write_text(content)
     assert (target / "part").read_text() == "two"
-    with pytest.raises(ValueError, match="boom"), files.writing_folder(target) as temporary:
-        (temporary / "part").write_text("three")
-        raise ValueError("boom")
+
+    def fail() -> None:
+        with files.writing_folder(target) as temporary:
+            (temporary / "part").write_text("three")
+            raise ValueError("boom")
+
+    with pytest.raises(ValueError, match="boom"):
+        fail()
     assert (target / "part").read_text() == "two"
     assert listing(tmp_path) == ["stages"]
 

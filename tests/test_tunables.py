@@ -11,7 +11,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eexform.errors import OptionError
-from eexform.tunables import Choice, Domain, Each, Integer, Real, Subset, describe_field, parameter, tunable, tunable_fields
+from eexform.tunables import (
+    Choice,
+    Domain,
+    Each,
+    Integer,
+    Real,
+    Subset,
+    describe_field,
+    parameter,
+    tunable,
+    tunable_fields,
+)
 
 DOMAINS = [
     Choice(["a", "b", "c"]),

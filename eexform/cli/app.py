@@ -9,50 +9,87 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from collections.abc import Sequence
+from typing import Any
 
-import click
 import typer
 
-from eexform._version import __version__
+import eexform
 from eexform.cli import checking, models, quick, searching
+from eexform.cli.help import PlainCommand, PlainGroup, examples
 from eexform.cli.output import errors
 from eexform.errors import EexformError
 
+DEBUG = "EEXFORM_DEBUG"
+
 app = typer.Typer(
     name="eexform",
+    cls=PlainGroup,
     help="Give a trained classifier early exits: search them, export an ONNX file that really skips work, verify it.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-_MODELS, _SEARCH, _CHECK = "Models", "Search", "Deploy"
-app.command("quickstart", help=quick.quickstart.__doc__)(quick.quickstart)
-app.command("inspect")(models.inspect)
-app.command("search")(searching.search)
-app.command("pareto")(searching.pareto)
-app.command("export")(searching.export)
-app.command("verify")(checking.verify)
-app.command("bench")(checking.bench)
-app.command("apply")(models.apply)
-app.command("passes")(models.passes)
-app.command("costs")(models.costs)
+
+def _register(function: Any, *lines: str) -> None:
+    app.command(function.__name__, cls=PlainCommand, epilog=examples(*lines))(function)
+
+
+_register(quick.quickstart, "eexform quickstart", "eexform quickstart --out first-try --seed 1")
+_register(models.inspect, "eexform inspect model.onnx", "eexform inspect model.onnx --rejected --json")
+_register(
+    searching.search,
+    "eexform search model.onnx --data digits --out runs/r1",
+    "eexform search resnet.onnx --data cifar.npz --layout nhwc --scale 1/255 --select-from test --augment flip,crop:4 "
+    "--out runs/r2",
+    "eexform search resnet.onnx --data images/ --preset imagenet --resize 256 --crop 224x224 --cost latency_ort:threads=1 "
+    "--out runs/r3",
+    "eexform search bert.onnx --data hf:sst2/ --inputs input_ids=ids,attention_mask=mask --labels none --out runs/r4",
+    "eexform search model.onnx --data digits --out runs/r1 --resume",
+)
+_register(searching.pareto, "eexform pareto runs/r1", "eexform pareto runs/r1 --all", "eexform pareto runs/r1 --json")
+_register(
+    searching.export,
+    "eexform export runs/r1 -o ee.onnx",
+    "eexform export runs/r1 --pick 3 --form stages -o stages/",
+    "eexform export runs/r1 --pick max-cost=0.6x -o ee.onnx",
+    "eexform export runs/r1 --pick min-accuracy=-0.5 --form plan -o plan.toml",
+)
+_register(
+    checking.verify,
+    "eexform verify ee.onnx --against model.onnx --run runs/r1",
+    "eexform verify stages/ --against model.onnx --data test.npz --layout nhwc --scale 1/255 --samples 1000",
+)
+_register(
+    checking.bench,
+    "eexform bench ee.onnx --vs model.onnx --run runs/r1",
+    "eexform bench ee.onnx stages/ --vs model.onnx --data digits --batch 1 --batch 32 --threads 2",
+)
+_register(
+    models.apply,
+    "eexform apply model.onnx plan.toml -o ee.onnx",
+    "eexform apply model.onnx recipe.toml --form none -o folded.onnx",
+)
+_register(models.passes, "eexform passes", "eexform passes --json")
+_register(models.costs, "eexform costs", "eexform costs --json")
 
 
 def _version(show: bool) -> None:
     if show:
-        typer.echo(f"eexform {__version__}")
+        typer.echo(f"eexform {eexform.__version__}")
         raise typer.Exit
 
 
 @app.callback()
 def _options(
     version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Show the version."),
-    debug: bool = typer.Option(False, "--debug", help="Show tracebacks.", envvar="EEXFORM_DEBUG"),
+    debug: bool = typer.Option(False, "--debug", help=f"Show tracebacks; so does {DEBUG}=1 in the environment."),
 ) -> None:
     if debug:
-        os.environ["EEXFORM_DEBUG"] = "1"
+        os.environ[DEBUG] = "1"
 
 
 def main() -> None:
@@ -60,36 +97,77 @@ def main() -> None:
     sys.exit(_run())
 
 
-def _run() -> int:
+def _run(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and say what went wrong, if anything; returns the exit code.
+
+    Args:
+        arguments: without the program's name; default those of the process.
+    """
+    before = os.environ.get(DEBUG)
     try:
-        result = app(standalone_mode=False)
-        return int(result) if isinstance(result, int) else 0
+        return _invoke(list(sys.argv[1:] if arguments is None else arguments))
     except EexformError as error:
         _traceback()
-        errors.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
+        _say(f"error: {error}")
         return 2
-    except click.ClickException as error:
-        error.show()
+    except _USAGE as error:
+        _say(_usage(error))
         return 2
-    except (KeyboardInterrupt, click.Abort):
-        errors.print("interrupted", markup=False)
+    except (KeyboardInterrupt, typer.Abort):
+        _traceback()
+        _say("interrupted")
         return 130
     except BrokenPipeError:
-        # whoever read our output has gone; point stdout elsewhere so that the interpreter's last flush does not fail too
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _forget_output()
         return 1
     except Exception as error:
         _traceback()
-        errors.print(
+        _say(
             f"eexform is at fault here: {type(error).__name__}: {error}\n"
-            "please report it with the output of the same command after `eexform --debug`",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
+            "please report it with the output of the same command after `eexform --debug`"
         )
         return 1
+    finally:
+        if before is None:
+            os.environ.pop(DEBUG, None)
+
+
+def _invoke(arguments: list[str]) -> int:
+    command = typer.main.get_command(app)
+    code = 0
+    try:
+        with command.make_context("eexform", arguments) as context:
+            command.invoke(context)
+    except typer.Exit as stop:
+        code = stop.exit_code
+    sys.stdout.flush()  # here and not when the interpreter ends: whoever read our output may have gone
+    return code
+
+
+# Newer versions of typer carry click inside, older ones depend on it; in both, this is the root of what a user mistyped.
+_USAGE: type[Any] = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException")
+
+
+def _usage(error: Any) -> str:
+    context = getattr(error, "ctx", None)
+    if type(error).__name__ == "NoArgsIsHelpError":
+        return str(error.format_message())
+    where = f"; see `{context.command_path} --help`" if context is not None else ""
+    return f"error: {str(error.format_message()).rstrip('.')}{where}"
+
+
+def _say(text: str) -> None:
+    errors.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _forget_output() -> None:
+    """Point stdout elsewhere, so that the interpreter's last flush into the closed pipe does not fail too."""
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (OSError, ValueError):
+        pass  # not a real file, as in tests
 
 
 def _traceback() -> None:
-    if os.environ.get("EEXFORM_DEBUG"):
+    if os.environ.get(DEBUG):
         traceback.print_exc()

@@ -222,7 +222,7 @@ class Front:
         Args:
             text: ``knee``; an index; ``max-cost=0.6x`` (of the trunk) or ``max-cost=24.4e6`` (in the objective's
             unit): the
-                plan judged best within; ``min-accuracy=-0.5`` (points below the trunk, on select) or
+                plan judged best within; ``min-accuracy=-0.5`` (points below the trunk, on select, judged as the search did) or
                 ``min-accuracy=0.91``: the cheapest plan that has it.
 
         Raises:
@@ -276,23 +276,25 @@ class Front:
         return max(fitting, key=lambda plan: (_judged(plan), -self.cost(plan)))
 
     def _good_enough(self, value: str) -> Plan:
-        base = float(self.trunk.select["accuracy"])
         number = _number(value, f"min-accuracy={value}")
         relative = value.strip()[:1] in ("-", "+")
         if not relative and not 0.0 < number <= 1.0:
             raise OptionError(
                 f"min-accuracy={value}: write points against the trunk with a sign (-0.5), or an accuracy in 0..1"
             )
+        # A difference to the trunk is judged as the search judged: the plain one on select flatters the plans that won there.
+        figure = _judged if relative else _accuracy
+        base = figure(self.trunk)
         # half a millionth: an accuracy is a fraction of samples, the limit a rounded decimal
         limit = (base + number / 100.0 if relative else number) - 5e-7
-        fitting = [plan for plan in self.plans if plan.select["accuracy"] >= limit]
+        fitting = [plan for plan in self.plans if figure(plan) >= limit]
         if not fitting:
-            best = max(plan.select["accuracy"] for plan in self.plans)
+            best = max(map(figure, self.plans))
             raise OptionError(
                 f"no plan has an accuracy of {limit:.4f} on select: the best one has {best:.4f} "
                 f"({100 * (best - base):+.2f} points against the trunk)"
             )
-        return min(fitting, key=lambda plan: (self.cost(plan), -plan.select["accuracy"]))
+        return min(fitting, key=lambda plan: (self.cost(plan), -figure(plan)))
 
 
 def build_front(plans: Sequence[Plan], trunk: Plan, objective: str = "macs") -> Front:
@@ -302,6 +304,10 @@ def build_front(plans: Sequence[Plan], trunk: Plan, objective: str = "macs") -> 
     points = np.array([(1.0 - _judged(plan), plan.select["cost"][objective]) for plan in plans], np.float64)
     kept = [plans[index] for index in non_dominated(points).tolist()]
     return Front(tuple(replace(plan, index=index) for index, plan in enumerate(kept)), trunk, objective)
+
+
+def _accuracy(plan: Plan) -> float:
+    return float(plan.select["accuracy"])
 
 
 def _judged(plan: Plan) -> float:

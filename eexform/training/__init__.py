@@ -2,8 +2,9 @@
 
 from eexform.training.bank import Bank, HeadRecord
 from eexform.training.calibrate import expected_calibration_error, fit_temperature, negative_log_likelihood
+from eexform.training.memory import step_memory
 from eexform.training.options import TrainOptions
-from eexform.training.trainer import TrainReport, step_memory, train_bank
+from eexform.training.trainer import TrainReport, train_bank
 
 __all__ = [
     "Bank",

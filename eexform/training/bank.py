@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,22 +108,27 @@ class Bank:
     # -- scores ---------------------------------------------------------------------------------------------------------
 
     def scores(self, site: str, head: str, split: str) -> np.ndarray:
-        """Scores of a head on a split, float32 [samples, classes], memory-mapped and read-only."""
-        return _array(self._score_path(self._record(site, head).key, split))
+        """Scores of a head on a split, float32 [samples, classes], memory-mapped and read-only.
+
+        Raises:
+            OptionError: no such head or split.
+            RunError: the file is missing or damaged.
+        """
+        key = self._record(site, head).key
+        return _array(self._score_path(key, split), np.float32, cure=self._head_path(key))
 
     def final(self, split: str) -> np.ndarray:
         """The trunk's own scores on a split, float32 [samples, classes]."""
-        return _array(self._score_path("final", split))
+        return _array(self._score_path("final", split), np.float32, cure=self._facts_path)
 
     def labels(self, split: str) -> np.ndarray:
         """Labels of a split, int64 [samples]: the given ones or, in label-free mode, the trunk's own answers."""
-        return _array(self._score_path("labels", split))
+        return _array(self._score_path("labels", split), np.int64, cure=self._facts_path)
 
     @property
     def facts(self) -> dict[str, Any]:
         """Facts about the trunk on this data (see :func:`eexform.training.trainer.train_bank`); empty before training."""
-        path = self.folder / "facts.json"
-        return dict(files.read_json(path)) if path.exists() else {}
+        return dict(files.read_json(self._facts_path)) if self._facts_path.exists() else {}
 
     # -- writing ----------------------------------------------------------------------------------------------------------
 
@@ -130,8 +136,14 @@ class Bank:
         """A zeroed array on disk for scores under way; it is not listed before its head is stored."""
         path = self._score_path(key, split)
         try:
-            return np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(rows, classes))
+            array = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(rows, classes))
+            if hasattr(os, "posix_fallocate"):
+                # a mapped file that has no place on a full disk kills the process when it is written to; ask beforehand
+                with open(path, "r+b") as stream:
+                    os.posix_fallocate(stream.fileno(), 0, path.stat().st_size)
+            return array
         except OSError as error:
+            path.unlink(missing_ok=True)
             raise files.storage_error(path, error) from error
 
     def put_labels(self, split: str, labels: np.ndarray) -> None:
@@ -141,7 +153,7 @@ class Bank:
 
     def put_facts(self, facts: Mapping[str, Any]) -> None:
         """Store the facts about the trunk; from here on the trunk's own scores count as complete."""
-        files.write_json(self.folder / "facts.json", dict(facts))
+        files.write_json(self._facts_path, dict(facts))
 
     def put_head(
         self,
@@ -179,6 +191,10 @@ class Bank:
             raise OptionError(f"no head is trained at {site!r}: {suggest(site, sites)}")
         return self.records[site, head]
 
+    @property
+    def _facts_path(self) -> Path:
+        return self.folder / "facts.json"
+
     def _head_path(self, key: str) -> Path:
         return self.folder / "heads" / f"{key}.safetensors"
 
@@ -208,8 +224,13 @@ def _opened(path: Path) -> Any:
         raise RunError(f"{path}: cannot be read ({error}); delete it to train the head again") from error
 
 
-def _array(path: Path) -> np.ndarray:
+def _array(path: Path, dtype: type[np.generic], *, cure: Path) -> np.ndarray:
+    """A stored array, memory-mapped; without the file ``cure`` the next training makes it anew."""
+    dimensions = 2 if dtype is np.float32 else 1
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise RunError(f"{path}: scores are missing or damaged ({error}); train the bank again") from error
+        found = np.load(path, mmap_mode="r", allow_pickle=False)
+        if found.dtype != dtype or found.ndim != dimensions:
+            raise ValueError(f"it holds {found.dtype} {list(found.shape)}")
+        return found
+    except (OSError, ValueError, EOFError) as error:
+        raise RunError(f"{path}: is missing or damaged ({error}); delete {cure} and train again (--resume)") from error

@@ -9,6 +9,9 @@ from scipy.special import log_softmax
 LOW, HIGH = 0.05, 20.0
 """Bounds of the search; a classifier that wants more than this is not usefully calibrated by a temperature."""
 
+CHUNK = 4096
+"""Rows that are widened to float64 at a time, so that scores may stay on disk."""
+
 
 def fit_temperature(scores: np.ndarray, labels: np.ndarray) -> float:
     """The temperature that minimises the negative log-likelihood (Guo et al. 2017, "On Calibration of Modern Neural Networks").
@@ -22,20 +25,23 @@ def fit_temperature(scores: np.ndarray, labels: np.ndarray) -> float:
     """
     if len(labels) == 0:
         return 1.0
-    wide = np.asarray(scores, np.float64)
 
     def loss(log_temperature: float) -> float:
-        return negative_log_likelihood(wide * np.exp(-log_temperature), labels)
+        return negative_log_likelihood(scores, labels, temperature=float(np.exp(log_temperature)))
 
     found = minimize_scalar(loss, bounds=(np.log(LOW), np.log(HIGH)), method="bounded", options={"xatol": 1e-4})
     # Round so that the value survives a trip through JSON and float32 unchanged.
     return float(np.float32(np.exp(found.x)))
 
 
-def negative_log_likelihood(scores: np.ndarray, labels: np.ndarray) -> float:
-    """Mean cross-entropy of ``softmax(scores)`` (float [n, classes]) with ``labels`` (int [n]), in nats."""
-    rows = np.arange(len(labels))
-    return float(-log_softmax(np.asarray(scores, np.float64), axis=1)[rows, labels].mean())
+def negative_log_likelihood(scores: np.ndarray, labels: np.ndarray, *, temperature: float = 1.0) -> float:
+    """Mean cross-entropy of ``softmax(scores / temperature)`` (float [n, classes]) with ``labels`` (int [n]), in nats."""
+    total = 0.0
+    for start in range(0, len(labels), CHUNK):
+        rows = slice(start, start + CHUNK)
+        logs = log_softmax(np.asarray(scores[rows], np.float64) / temperature, axis=1)
+        total -= float(np.take_along_axis(logs, np.asarray(labels[rows])[:, None], axis=1).sum())
+    return total / max(1, len(labels))
 
 
 def expected_calibration_error(probabilities: np.ndarray, correct: np.ndarray, bins: int = 15) -> float:

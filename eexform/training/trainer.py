@@ -30,10 +30,12 @@ from eexform.training import checkpoint
 from eexform.training.bank import SPLITS, Bank, head_key
 from eexform.training.calibrate import fit_temperature, negative_log_likelihood
 from eexform.training.losses import head_loss
+from eexform.training.memory import step_memory
 from eexform.training.options import TrainOptions
 from eexform.training.student import Student
 
 EVALUATION_BATCH = 250
+"""Samples per batch where nothing is trained, at most: a smaller batch for training holds here too."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class TrainReport:
     Attributes:
         trained: number of heads trained now.
         reused: number of heads that were in the bank already.
-        epochs: epochs run now (early stopping included).
+        epochs: epochs after which training ended; those before an interruption count.
         seconds: wall time of the training loop.
         seconds_scoring: wall time of the passes that stored scores.
         memory_bytes: bound on the memory that one step holds (see :func:`step_memory`).
@@ -67,6 +69,7 @@ def train_bank(
     *,
     threads: int = 0,
     progress: Progress | None = None,
+    answers: Mapping[str, np.ndarray] | None = None,
 ) -> TrainReport:
     """Train the heads that the bank lacks, and store them with their scores.
 
@@ -79,6 +82,8 @@ def train_bank(
         options: how to train.
         threads: to use in all; 0 is one per core. While heads train, half run the trunk and half the heads.
         progress: who is told.
+        answers: in label-free mode, what counts as right per split (int64 [samples]; see :func:`trunk_answers`);
+            by default the trunk's own answers do.
 
     Raises:
         DataError: scores or inputs hold NaN.
@@ -87,11 +92,12 @@ def train_bank(
     show = progress or Silent()
     threads = threads or os.cpu_count() or 1
     if not bank.facts:
-        _score_trunk(graph, dataset, bank, threads, show)
+        _score_trunk(graph, dataset, bank, options, threads, show, answers)
     wanted = [(order, site, spec) for order, site in enumerate(sites) for spec in heads.get(site.value, ())]
     missing = [entry for entry in wanted if not bank.has(entry[1].value, str(entry[2]))]
     memory = step_memory(graph, sites, missing, options.batch_size)
     if not missing:
+        checkpoint.discard(bank.folder)  # left behind where a process was killed between the last head and the next line
         return TrainReport(0, len(wanted), 0, 0.0, 0.0, memory)
 
     students = [Student(order, site, spec, graph.num_classes, options) for order, site, spec in missing]
@@ -105,7 +111,7 @@ def train_bank(
     with _torch_threads(max(1, threads - trunk_threads)):
         epochs = _fit(graph, dataset, students, bank, options, trunk_threads, show)
     trained = time.perf_counter()
-    _score_heads(graph, dataset, students, bank, threads, show, epochs)
+    _score_heads(graph, dataset, students, bank, options, threads, show, epochs)
     checkpoint.discard(bank.folder)
     return TrainReport(
         trained=len(students),
@@ -117,22 +123,18 @@ def train_bank(
     )
 
 
-def step_memory(
-    graph: Graph, sites: Sequence[Site], entries: Sequence[tuple[int, Site, HeadSpec]], batch_size: int
-) -> int:
-    """Bound in bytes on the values one training step holds: inputs, site values, and per head three copies of its site.
+def trunk_answers(graph: Graph, dataset: Dataset, options: TrainOptions, *, threads: int = 0) -> dict[str, np.ndarray]:
+    """The class that a trunk gives to each sample of the splits that the bank keeps, int64 [samples]."""
+    session, names = _tapped(graph, (), threads or os.cpu_count() or 1)
+    found = {split: np.empty(dataset.size(split), np.int64) for split in SPLITS}
+    for split, chosen in found.items():
+        for values, rows in _stream(dataset, split, _evaluation_batch(options), session, names):
+            chosen[rows] = values[graph.final].argmax(axis=1)
+    return found
 
-    Three: a head's activations are at most about as large as its site's value (heads reduce space before they widen),
-    and the backward pass holds as much again; parameters and optimiser state are small beside them.
-    """
 
-    def size(shape: Sequence[object]) -> int:
-        return int(np.prod([dim for dim in shape if isinstance(dim, int)] or [1]))
-
-    of_site = {site.value: size(site.shape) for site in sites}
-    inputs = sum(size(graph.types[name].shape or ()) for name in graph.inputs)
-    per_sample = inputs + sum(of_site.values()) + 3 * sum(of_site[site.value] for _, site, _ in entries)
-    return 2 * 4 * max(batch_size, EVALUATION_BATCH) * per_sample  # twice: the next batch is prepared meanwhile
+def _evaluation_batch(options: TrainOptions) -> int:
+    return min(EVALUATION_BATCH, options.batch_size)
 
 
 def _tapped(graph: Graph, values: Sequence[str], threads: int) -> tuple[Session, list[str]]:
@@ -183,7 +185,7 @@ def _fit(
                 for student in students:
                     student.update_average()
                 task.advance(1, f"epoch {epoch + 1}, mean loss {total.item() / len(students):.3f}")
-            _assess(graph, dataset, students, bank, session, names, epoch + 1)
+            _assess(dataset, students, bank, options, session, names, epoch + 1)
             checkpoint.save(bank.folder, students, optimiser, epoch + 1)
     return options.epochs
 
@@ -219,22 +221,22 @@ def _exhausted(students: Sequence[Student], options: TrainOptions) -> bool:
 
 
 def _assess(
-    graph: Graph,
     dataset: Dataset,
     students: Sequence[Student],
     bank: Bank,
+    options: TrainOptions,
     session: Session,
     names: list[str],
     epoch: int,
 ) -> None:
     """Loss of every student on calibrate; each keeps the parameters of its best epoch."""
     labels = np.asarray(bank.labels("calibrate"))
-    collected: list[list[np.ndarray]] = [[] for _ in students]
-    for values, _ in _stream(dataset, "calibrate", session, names):
+    totals = np.zeros(len(students))
+    for values, rows in _stream(dataset, "calibrate", _evaluation_batch(options), session, names):
         for place, student in enumerate(students):
-            collected[place].append(student.predict(values[student.site.value]))
-    for place, student in enumerate(students):
-        loss = negative_log_likelihood(np.concatenate(collected[place]), labels)
+            scores = student.predict(values[student.site.value])
+            totals[place] += negative_log_likelihood(scores, labels[rows]) * len(scores)
+    for loss, student in zip((totals / len(labels)).tolist(), students, strict=True):
         if not np.isfinite(loss):
             raise EexformError(
                 f"head {student.spec} at {student.site.value!r}: the loss is not finite after epoch {epoch}; "
@@ -244,13 +246,11 @@ def _assess(
 
 
 def _stream(
-    dataset: Dataset, split: str, session: Session, names: list[str]
+    dataset: Dataset, split: str, size: int, session: Session, names: list[str]
 ) -> Iterator[tuple[dict[str, np.ndarray], slice]]:
     """The trunk's values on a split in stored order, with the rows they belong to."""
-    start = 0
-    for batch in dataset.batches(split, EVALUATION_BATCH):
-        rows = slice(start, start + len(batch.indices))
-        start = rows.stop
+    for batch in dataset.batches(split, size):
+        rows = slice(int(batch.positions[0]), int(batch.positions[-1]) + 1)
         yield ort.run(session, batch.feeds, names), rows
 
 
@@ -259,13 +259,16 @@ def _with_heads(graph: Graph, students: Sequence[Student]) -> tuple[Graph, list[
     draft = graph.copy().gs
     values = {tensor.name: tensor for node in draft.nodes for tensor in node.outputs}
     names = []
+    prefix = "head"
+    while any(name.startswith(prefix) for name in (*graph.tensors, *graph.flow.nodes)):
+        prefix += "_"  # the trunk has values or nodes of such names
     for place, student in enumerate(students):
         head = head_graph(
             student.spec, student.site, num_classes=graph.num_classes, scores=graph.scores, seed=0, opset=graph.opset
         )
         head = with_parameters(head, student.parameters())
         feeds = {head.inputs[0]: values[student.site.value]}
-        output = graft(draft, head, feeds=feeds, prefix=f"head{place}.")[head.final]
+        output = graft(draft, head, feeds=feeds, prefix=f"{prefix}{place}.")[head.final]
         draft.outputs.append(output)
         names.append(output.name)
     return graph.replace(draft), names
@@ -276,6 +279,7 @@ def _score_heads(
     dataset: Dataset,
     students: Sequence[Student],
     bank: Bank,
+    options: TrainOptions,
     threads: int,
     show: Progress,
     epochs: int,
@@ -294,7 +298,7 @@ def _score_heads(
         for split in SPLITS:
             rows = dataset.size(split)
             stores = [bank.new_scores(key, split, rows, graph.num_classes) for key in keys]
-            for values, at in _stream(dataset, split, session, outputs):
+            for values, at in _stream(dataset, split, _evaluation_batch(options), session, outputs):
                 for name, store in zip(outputs, stores, strict=True):
                     store[at] = values[name]
                 task.advance(at.stop - at.start)
@@ -315,45 +319,61 @@ def _score_heads(
         )
 
 
-def _score_trunk(graph: Graph, dataset: Dataset, bank: Bank, threads: int, show: Progress) -> None:
+def _score_trunk(
+    graph: Graph,
+    dataset: Dataset,
+    bank: Bank,
+    options: TrainOptions,
+    threads: int,
+    show: Progress,
+    answers: Mapping[str, np.ndarray] | None,
+) -> None:
     """The trunk's own scores, labels and accuracy per split; on a sample of head-train too, to see memorisation."""
     session, names = _tapped(graph, (), threads)
-    with_labels = dataset.labels == "given"
+    size = _evaluation_batch(options)
+    given = dataset.labels == "given"
     accuracy: dict[str, float] = {}
     counted: dict[str, int] = {}
-    probe = min(dataset.size("head_train"), max(dataset.size("select"), 500))
-    total = probe + sum(dataset.size(split) for split in SPLITS)
-    with show.task("scoring the trunk", total) as task:
+    # evenly over the split, not its beginning: samples are often stored class by class
+    train = dataset.size("head_train")
+    probe = np.unique(np.linspace(0, train - 1, min(train, max(dataset.size("select"), 500))).astype(np.int64))
+    with show.task("scoring the trunk", len(probe) + sum(dataset.size(split) for split in SPLITS)) as task:
+
+        def scores_of(batch: Batch, split: str) -> np.ndarray:
+            scores: np.ndarray = ort.run(session, batch.feeds, names)[graph.final]
+            bad = ~np.isfinite(scores).all(axis=1)
+            if bad.any():
+                raise DataError(
+                    f"the trunk's output {graph.final!r} holds NaN or infinity for sample {batch.indices[bad][0]} of split "
+                    f"{split} ({bad.sum()} of {len(bad)} in its batch): look for extreme inputs or a wrong preprocessing"
+                )
+            task.advance(len(scores))
+            return scores
+
         for split in SPLITS:
-            rows = dataset.size(split)
-            store = bank.new_scores("final", split, rows, graph.num_classes)
-            labels = np.empty(rows, np.int64)
-            start = 0
-            for batch in dataset.batches(split, EVALUATION_BATCH):
-                scores = ort.run(session, batch.feeds, names)[graph.final]
-                if not np.isfinite(scores).all():
-                    raise DataError(
-                        f"the trunk's output {graph.final!r} holds NaN or infinity on {split} samples {batch.indices[:3]}"
-                    )
-                stop = start + len(scores)
-                store[start:stop] = scores
-                labels[start:stop] = scores.argmax(axis=1) if batch.labels is None else batch.labels
-                start = stop
-                task.advance(len(scores))
+            store = bank.new_scores("final", split, dataset.size(split), graph.num_classes)
+            labels = np.empty(len(store), np.int64)
+            right = 0
+            for batch in dataset.batches(split, size):
+                scores = scores_of(batch, split)
+                store[batch.positions] = scores
+                own = scores.argmax(axis=1)
+                if given:
+                    assert batch.labels is not None
+                    labels[batch.positions] = batch.labels
+                else:
+                    labels[batch.positions] = own if answers is None else answers[split][batch.positions]
+                right += int((own == labels[batch.positions]).sum())
             store.flush()
             bank.put_labels(split, labels)
-            accuracy[split] = float((np.asarray(store).argmax(axis=1) == labels).mean()) if rows else 0.0
-            counted[split] = rows
-        right = seen = 0
-        for batch in dataset.batches("head_train", EVALUATION_BATCH):
-            if seen >= probe:
-                break
-            answers = ort.run(session, batch.feeds, names)[graph.final].argmax(axis=1)
-            right += int((answers == batch.labels).sum()) if with_labels else len(answers)
-            seen += len(answers)
-            task.advance(len(answers))
-    accuracy["head_train"], counted["head_train"] = right / max(1, seen), seen
-    calibrate = np.asarray(bank.final("calibrate"))
+            accuracy[split], counted[split] = right / max(1, len(labels)), len(labels)
+        right = 0
+        for start in range(0, len(probe), size):
+            batch = dataset.batch("head_train", probe[start : start + size])
+            own = scores_of(batch, "head_train").argmax(axis=1)
+            right += int((own == batch.labels).sum()) if given else len(own)
+    accuracy["head_train"], counted["head_train"] = right / max(1, len(probe)), len(probe)
+    calibrate = bank.final("calibrate")
     temperature = fit_temperature(calibrate, np.asarray(bank.labels("calibrate"))) if graph.scores == "logits" else 1.0
     bank.put_facts({"accuracy": accuracy, "samples": counted, "temperature": temperature, "scores": graph.scores})
 
