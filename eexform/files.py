@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -54,12 +55,21 @@ def writing_folder(path: str | Path) -> Iterator[Path]:
         yield temporary
         if target.is_dir():
             old = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=target.parent))
-            os.replace(target, old / target.name)
-            os.replace(temporary, target)
-            shutil.rmtree(old, ignore_errors=True)
+            try:
+                os.replace(target, old / target.name)
+                try:
+                    os.replace(temporary, target)
+                except OSError:
+                    os.replace(old / target.name, target)
+                    raise
+            finally:
+                if target.is_dir():  # else the old content is nowhere but there
+                    shutil.rmtree(old, ignore_errors=True)
         else:
             os.replace(temporary, target)
         temporary = None
+    except StorageError as error:  # of a file inside: the name that matters is the one it was to get
+        raise StorageError(str(error).replace(str(temporary), str(target))) from error
     except OSError as error:
         raise storage_error(target, error) from error
     finally:
@@ -102,10 +112,9 @@ def storage_error(target: Path, error: OSError) -> StorageError:
     """A :class:`StorageError` that names the file and what the system said."""
     reason = error.strerror or str(error)
     free = ""
-    try:
-        free = f" ({shutil.disk_usage(target.parent).free / 2**20:.0f} MiB free)"
-    except OSError:
-        pass
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        with suppress(OSError):
+            free = f" ({shutil.disk_usage(target.parent).free / 2**20:.0f} MiB free)"
     return StorageError(f"{target}: cannot be written: {reason}{free}; nothing was changed there")
 
 

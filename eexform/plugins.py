@@ -34,9 +34,21 @@ def load(group: str, name: str) -> Any:
     point = points[name]
     try:
         return point.load()
-    except ImportError as error:
+    except Exception as error:  # whatever happens while a stranger's module is imported
         owner = point.dist.name if point.dist else "an unknown distribution"
-        raise OptionError(f"{kind} {name!r} ({point.value}, from {owner}) cannot be imported: {error}") from error
+        raise OptionError(f"{kind} {name!r} ({point.value}, from {owner}) cannot be imported: {type(error).__name__}: {error}") from error
+
+
+def available(group: str) -> tuple[str, ...]:
+    """Those of :func:`names` that can be imported: a broken plug-in is no candidate, and an error only by its name."""
+    found = []
+    for name in names(group):
+        try:
+            load(group, name)
+        except OptionError:
+            continue
+        found.append(name)
+    return tuple(found)
 
 
 def origin(group: str, name: str) -> str:

@@ -78,8 +78,8 @@ class StagedSession:
         if not (folder / MANIFEST).is_file():
             raise ModelError(f"{folder}: no {MANIFEST} there; give the folder that a staged export wrote")
         self.manifest = _checked(read_json(folder / MANIFEST), folder)
-        self.inputs: tuple[str, ...] = tuple(port["name"] for port in self.manifest["inputs"])
-        self._axes: dict[str, int | None] = {port["name"]: port["batch_axis"] for port in self.manifest["inputs"]}
+        self._axes: dict[str, int | None] = _axes(self.manifest, folder)
+        self.inputs: tuple[str, ...] = tuple(self._axes)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -129,7 +129,7 @@ class StagedSession:
                 scores[rows], confidence[rows] = made[0], made[1]
                 break
             stays = ~(made[1] >= stage.threshold)
-            if stays.all():
+            if stays.all() and rows.size:
                 continue
             leaving = rows[~stays]
             scores[leaving], confidence[leaving], exit_index[leaving] = made[0][~stays], made[1][~stays], place
@@ -153,6 +153,9 @@ class StagedSession:
         unknown = [name for name in feeds if name not in self.inputs]
         if missing or unknown:
             raise ModelError(f"the network's inputs are {list(self.inputs)}, found {list(feeds)}")
+        flat = [name for name, axis in self._axes.items() if axis is not None and np.ndim(feeds[name]) <= axis]
+        if flat:
+            raise ModelError(f"input {flat[0]!r} has shape {np.shape(feeds[flat[0]])}: there is no batch axis in it")
         sizes = {name: np.shape(feeds[name])[axis] for name, axis in self._axes.items() if axis is not None}
         if len(set(sizes.values())) != 1:
             raise ModelError(f"the inputs' batch sizes differ: {sizes}")
@@ -168,7 +171,22 @@ def _checked(manifest: Any, folder: Path) -> dict[str, Any]:
             f"{folder / MANIFEST}: format {manifest['format']} was written by a newer eexform "
             f"({manifest.get('version')}); this one reads up to {FORMAT}"
         )
+    if not isinstance(manifest["stages"], list) or not isinstance(manifest["num_classes"], int):
+        raise RunError(f"{folder / MANIFEST}: its stages or its number of classes are damaged; export the stages again")
     return manifest
+
+
+def _axes(manifest: Mapping[str, Any], folder: Path) -> dict[str, int | None]:
+    """Batch axis of every input."""
+    try:
+        axes = {str(port["name"]): port["batch_axis"] for port in manifest["inputs"]}
+        if not all(axis is None or isinstance(axis, int) for axis in axes.values()) or not any(
+            axis is not None for axis in axes.values()
+        ):
+            raise ValueError(axes)
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunError(f"{folder / MANIFEST}: the description of the inputs is damaged: {error!r}") from error
+    return axes
 
 
 def _threshold(value: Any) -> np.float32 | None:
@@ -194,7 +212,7 @@ def _open(folder: Path, stage: Mapping[str, Any], options: onnxruntime.SessionOp
         digests = {path: stage["sha256"], path.with_name(path.name + ".data"): stage["data_sha256"]}
     except (KeyError, TypeError, ValueError) as error:
         raise RunError(f"{folder / MANIFEST}: a stage's description is damaged: {error!r}") from error
-    if path.parent.resolve() != folder.resolve():
+    if path.resolve().parent != folder.resolve():
         raise RunError(f"{folder / MANIFEST}: stage file {stage['file']!r} lies outside the folder")
     for file, digest in digests.items():
         if digest is None:

@@ -86,6 +86,10 @@ class Integer(Domain):
     high: int
     step: int = 1
 
+    def __post_init__(self) -> None:
+        if self.low > self.high or self.step < 1:
+            raise OptionError(f"Integer({self.low}, {self.high}, {self.step}): low <= high and step >= 1 are needed")
+
     def sample(self, rng: Rng) -> int:
         return self.low + self.step * int(rng.integers((self.high - self.low) // self.step + 1))
 
@@ -113,6 +117,12 @@ class Real(Domain):
     high: float
     log: bool = False
 
+    def __post_init__(self) -> None:
+        if not -math.inf < self.low <= self.high < math.inf:
+            raise OptionError(f"Real({self.low}, {self.high}): finite bounds with low <= high are needed")
+        if self.log and self.low <= 0:
+            raise OptionError(f"Real({self.low}, {self.high}, log=True): a logarithmic scale begins above 0")
+
     def sample(self, rng: Rng) -> float:
         return self._at(rng.random())
 
@@ -136,19 +146,20 @@ class Real(Domain):
         return f"real {self.low:g}..{self.high:g}" + (" (log)" if self.log else "")
 
     def _place(self, value: float) -> float:
+        if self.low == self.high:
+            return 0.0
         if self.log:
             return math.log(value / self.low) / math.log(self.high / self.low)
-        return (value - self.low) / (self.high - self.low) if self.high > self.low else 0.0
+        return (value - self.low) / (self.high - self.low)
 
     def _at(self, place: float) -> float:
-        if self.log:
-            return float(self.low * (self.high / self.low) ** place)
-        return float(self.low + place * (self.high - self.low))
+        value = self.low * (self.high / self.low) ** place if self.log else self.low + place * (self.high - self.low)
+        return float(min(max(value, self.low), self.high))  # rounding may lead out at the ends
 
 
 @dataclass(frozen=True)
 class Subset(Domain):
-    """An ordered selection of ``items``, at least ``least`` and at most ``most`` of them; values keep the items' order."""
+    """An ordered selection of ``items``, from ``least`` to ``most`` of them; values keep the items' order."""
 
     items: tuple[Any, ...]
     least: int = 0
@@ -263,7 +274,9 @@ class Each(Domain):
             raise OptionError(f"{name}: expected a table of item = value, found {value!r}")
         unknown = [item for item in value if item not in self.domains]
         if unknown:
-            raise OptionError(f"{name}: {unknown[0]!r} is not an item: {suggest(str(unknown[0]), map(str, self.domains))}")
+            raise OptionError(
+                f"{name}: {unknown[0]!r} is not an item: {suggest(str(unknown[0]), map(str, self.domains))}"
+            )
         return {item: self.domains[item].validate(entry, f"{name}[{item}]") for item, entry in value.items()}
 
     def describe(self) -> str:
@@ -316,7 +329,7 @@ def describe_field(field: dataclasses.Field[Any]) -> dict[str, Any]:
         default = field.default_factory()
     return {
         "name": field.name,
-        "type": field.type if isinstance(field.type, str) else getattr(field.type, "__name__", str(field.type)),
+        "type": _type_name(field),
         "tunable": domain is not None,
         "domain": (described or "depends on the graph") if domain is not None else None,
         "default": default,
@@ -330,7 +343,21 @@ def describe_fields(cls: type) -> list[dict[str, Any]]:
     return [describe_field(item) for item in dataclasses.fields(cls)]
 
 
-_PLAIN: dict[str, tuple[type, ...]] = {"bool": (bool,), "int": (int,), "float": (int, float), "str": (str,)}
+def _type_name(field: dataclasses.Field[Any]) -> str:
+    """The field's type as written, whether or not its module postpones annotations."""
+    return field.type if isinstance(field.type, str) else getattr(field.type, "__name__", str(field.type))
+
+
+_PLAIN: dict[str, tuple[type, ...]] = {
+    "bool": (bool,),
+    "int": (int,),
+    "float": (int, float),
+    "str": (str,),
+    "Mapping": (Mapping,),
+    "dict": (Mapping,),
+    "tuple": (tuple, list, set, frozenset),
+}
+_SAID = {"Mapping": "a table", "dict": "a table", "tuple": "a list"}
 
 
 def check_parameters(cls: type, label: str, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -355,9 +382,10 @@ def check_parameters(cls: type, label: str, given: Mapping[str, Any]) -> dict[st
         where, domain = f"{label}, parameter {key!r}", domains.get(key)
         if isinstance(domain, Domain):
             value = domain.validate(value, where)
-        kinds = _PLAIN.get(str(fields[key].type))
+        kind = _type_name(fields[key]).partition("[")[0]
+        kinds = _PLAIN.get(kind)
         if kinds and (not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds)):
-            raise OptionError(f"{where}: expected {fields[key].type}, found {value!r}")
+            raise OptionError(f"{where}: expected {_SAID.get(kind, kind)}, found {value!r}")
         checked[key] = value
     return checked
 

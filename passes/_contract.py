@@ -12,7 +12,7 @@ import numpy as np
 
 from eexform.ir.graph import Graph
 from eexform.passes import _instruments
-from eexform.tunables import Domain, tunable_fields
+from eexform.tunables import Domain, check_parameters, tunable_fields
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,15 @@ class Pass(ABC):
 
     composite: ClassVar[bool] = False
     """True for passes made of passes: instruments watch the parts, not the whole."""
+
+    @classmethod
+    def checked(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        """``given`` parameters in canonical form, before all are known and without a graph.
+
+        Raises:
+            OptionError: an unknown parameter, or a value that no graph could make valid.
+        """
+        return check_parameters(cls, f"pass {cls.name!r}", given)
 
     def requires(self, graph: Graph) -> None:
         """Raise :class:`eexform.errors.PassError` (with ``need``) where the pass cannot run on ``graph``."""

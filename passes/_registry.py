@@ -8,7 +8,7 @@ from typing import Any
 from eexform import plugins
 from eexform.errors import EexformError, OptionError
 from eexform.passes._contract import Pass
-from eexform.tunables import check_parameters, describe_fields, missing_parameters
+from eexform.tunables import describe_fields, missing_parameters
 
 GROUP = "eexform.passes"
 
@@ -39,7 +39,7 @@ def make(name: str, /, **parameters: Any) -> Pass:
         OptionError: unknown pass or parameter, value out of range, or a required parameter is missing.
     """
     cls = get(name)
-    checked = check_parameters(cls, f"pass {name!r}", parameters)
+    checked = cls.checked(parameters)
     absent = missing_parameters(cls, checked)
     if absent:
         raise OptionError(f"pass {name!r} needs a value for " + ", ".join(map(repr, absent)))

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from eexform import plugins
 from eexform.backends.lower_if import MAX_EXITS
-from eexform.backends.metadata import TRUNK
+from eexform.backends.metadata import TRUNK, with_plan
 from eexform.errors import OptionError, PassError, need
 from eexform.heads import HeadSpec, head_graph, portfolio, with_parameters
 from eexform.ir.arithmetic import node_macs
@@ -24,7 +24,9 @@ from eexform.ir.sites import Site, find_sites
 from eexform.passes._contract import Pass, PassContext, PassResult, Skip, TrainedHead
 from eexform.tunables import Choice, Domain, Each, Real, Subset, parameter, tunable
 
-_NAMED = {"never": math.inf, "always": -math.inf}
+NAMED = {"never": math.inf, "always": -math.inf}
+"""Thresholds that recipes and plans write by name."""
+
 _CARRY = Choice((0.0, 0.25, 0.5, 0.75, 1.0))
 
 
@@ -51,7 +53,7 @@ def _thresholds(graph: Graph) -> Each:
 
 
 def _measures() -> Choice:
-    return Choice(plugins.names("eexform.measures"))
+    return Choice(plugins.available("eexform.measures"))
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,21 @@ class InsertExits(Pass):
         _measures().validate(self.measure, "measure")
         object.__setattr__(self, "sites", sites)
         object.__setattr__(self, "heads", {site: str(HeadSpec.parse(str(heads[site]))) for site in sites})
-        object.__setattr__(self, "thresholds", {site: _threshold(thresholds[site], site) for site in sites})
+        object.__setattr__(self, "thresholds", {site: threshold(thresholds[site], site) for site in sites})
+
+    @classmethod
+    def checked(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Heads in canonical form; thresholds as they are, but valid."""
+        checked = super().checked(given)
+        try:
+            if "heads" in checked:
+                heads = checked["heads"].items()
+                checked["heads"] = {str(site): str(HeadSpec.parse(str(text))) for site, text in heads}
+            for site, value in checked.get("thresholds", {}).items():
+                threshold(value, site)
+        except OptionError as error:
+            raise OptionError(f"pass {cls.name!r}: {error}") from error
+        return checked
 
     @classmethod
     def space(cls, graph: Graph, context: PassContext) -> dict[str, Domain]:
@@ -156,6 +172,8 @@ class InsertExits(Pass):
         draft.outputs = [draft.outputs[0], *scores]
         notes = tuple(f"exit {place} at {item.site} with {item.head}" for place, item in enumerate(exits))
         metadata = {**graph.metadata, TRUNK: graph.digest}
+        if self.carry:
+            metadata = with_plan(metadata, carry=self.carry, final_temperature=self.final_temperature)
         return PassResult(graph.replace(draft, exits=exits, metadata=metadata), changed=True, notes=notes)
 
     def ensures(self, graph: Graph) -> None:
@@ -170,7 +188,7 @@ class InsertExits(Pass):
 
     def to_plain(self) -> dict[str, Any]:
         plain = super().to_plain()
-        names = {value: name for name, value in _NAMED.items()}
+        names = {value: name for name, value in NAMED.items()}
         plain["thresholds"] = {site: names.get(value, value) for site, value in self.thresholds.items()}
         return plain
 
@@ -191,14 +209,12 @@ class InsertExits(Pass):
         if context.heads is None:
             raise PassError(
                 f"there are no trained heads to attach at {site.value!r}: name the plan's weights in the recipe "
-                "(weights = \"plan.safetensors\"), or say untrained = true for random ones"
+                '(weights = "plan.safetensors"), or say untrained = true for random ones'
             )
         trained = context.heads.trained(graph.digest, site.value, text)
         return with_parameters(head, trained.parameters), trained
 
-    def _carried(
-        self, draft: Any, scores: list[Any], exits: list[Exit], graph: Graph
-    ) -> tuple[list[Any], list[Exit]]:
+    def _carried(self, draft: Any, scores: list[Any], exits: list[Exit], graph: Graph) -> tuple[list[Any], list[Exit]]:
         """Let every exit and the final classifier add up what was said before; the final output keeps its name."""
         emitter = Emitter(draft)
         inner, name = draft.outputs[0], draft.outputs[0].name
@@ -222,9 +238,14 @@ def _table(given: Any, name: str) -> dict[str, Any]:
     return dict(given)
 
 
-def _threshold(value: Any, site: str) -> float:
-    if isinstance(value, str) and value in _NAMED:
-        return _NAMED[value]
+def threshold(value: Any, site: str) -> float:
+    """A threshold as a number.
+
+    Raises:
+        OptionError: neither a number 0..1 nor a name; ``site`` says which.
+    """
+    if isinstance(value, str) and value in NAMED:
+        return NAMED[value]
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     valid = number and (0.0 <= value <= 1.0 or math.isinf(value))
     need(valid, f"thresholds[{site}]: {value!r} is neither a number 0..1 nor 'never' or 'always'", OptionError)

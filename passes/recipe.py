@@ -39,7 +39,7 @@ from eexform.passes._contract import Pass, PassContext, plain_value
 from eexform.passes._pipeline import Pipeline
 from eexform.passes._plan_store import PlanStore
 from eexform.passes._registry import get, make
-from eexform.tunables import Domain, check_parameters, missing_parameters, tunable_fields
+from eexform.tunables import Domain, missing_parameters, tunable_fields
 
 _KEYS = ("pass", "weights")
 
@@ -52,7 +52,7 @@ class Step:
     given: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "given", check_parameters(get(self.name), f"pass {self.name!r}", self.given))
+        object.__setattr__(self, "given", get(self.name).checked(self.given))
 
     @property
     def cls(self) -> type[Pass]:
@@ -120,7 +120,7 @@ class Recipe:
         steps = []
         for place, entry in enumerate(entries):
             named = isinstance(entry, Mapping) and isinstance(entry.get("name"), str)
-            need(named, f"{where}: pass {place + 1} has no name (name = \"fold_batch_norm\")", OptionError)
+            need(named, f'{where}: pass {place + 1} has no name (name = "fold_batch_norm")', OptionError)
             given = {key: value for key, value in entry.items() if key != "name"}
             try:
                 steps.append(Step(entry["name"], given))
@@ -138,6 +138,8 @@ class Recipe:
         path = Path(path)
         try:
             text = path.read_text(encoding="utf-8")
+        except FileNotFoundError as error:
+            raise OptionError(f"{path}: the recipe cannot be read: no such file") from error
         except (OSError, UnicodeDecodeError) as error:
             raise OptionError(f"{path}: the recipe cannot be read: {error}") from error
         try:
@@ -150,7 +152,13 @@ class Recipe:
         """Write as TOML or JSON, by the file's suffix, whole or not at all."""
         path = Path(path)
         plain = self.to_plain()
-        text = json.dumps(plain, indent=2, allow_nan=False) + "\n" if _suffix(path) == ".json" else tomli_w.dumps(plain)
+        if _suffix(path) == ".toml":
+            text = tomli_w.dumps(plain)
+        else:
+            try:
+                text = json.dumps(plain, indent=2, allow_nan=False) + "\n"
+            except ValueError as error:
+                raise OptionError(f"{path}: JSON holds no infinite numbers; write a .toml recipe") from error
         write_bytes(path, text.encode())
 
     def to_plain(self) -> dict[str, Any]:

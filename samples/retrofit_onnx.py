@@ -56,8 +56,8 @@ def main() -> None:
     plan, trunk = run.front.pick(given.pick), run.front.trunk
     exported = folder / "model.ee.onnx"
     plan.export(exported)
-    print(f"the model alone: {trunk.test['accuracy']:.2%} on test, {trunk.test['macs']:,.0f} MACs")
-    print(f"with {len(plan.exits)} exits:   {plan.test['accuracy']:.2%} on test, {plan.test['macs']:,.0f} MACs on average")
+    for name, of in (("the model alone", trunk), (f"with {len(plan.exits)} exits", plan)):
+        print(f"{name}: {of.test['accuracy']:.2%} right on test, {of.test['macs']:,.0f} MACs on average")
     for leaves, share in zip([*(exit_.site for exit_ in plan.exits), "the end"], plan.test["rates"], strict=True):
         print(f"  {share:6.1%} of the samples leave at {leaves}")
 

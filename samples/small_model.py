@@ -15,7 +15,7 @@ from sklearn.datasets import load_digits
 from sklearn.neural_network import MLPClassifier
 
 
-def make(folder: str | Path, *, width: int = 1024, depth: int = 4) -> tuple[Path, Path]:
+def make(folder: str | Path, *, width: int = 512, depth: int = 4) -> tuple[Path, Path]:
     """Train the network on one half of the digits and write it and the data.
 
     Args:

@@ -90,3 +90,21 @@ def test_reading_says_what_is_wrong(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="Out of range"):
         files.write_json(tmp_path / "nan.json", float("nan"))
     assert listing(tmp_path) == ["cut.json"]
+
+
+def test_a_folder_that_cannot_be_swapped_keeps_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "stages"
+    target.mkdir()
+    (target / "old").write_text("kept")
+    real = os.replace
+
+    def replace(source: Path, to: Path) -> None:
+        if Path(source).suffix == ".part":
+            raise OSError(errno.EIO, "Input/output error")
+        real(source, to)
+
+    monkeypatch.setattr(os, "replace", replace)
+    with pytest.raises(StorageError, match="nothing was changed"), files.writing_folder(target) as temporary:
+        (temporary / "new").write_text("lost")
+    assert [path.name for path in tmp_path.iterdir()] == ["stages"]
+    assert (target / "old").read_text() == "kept"

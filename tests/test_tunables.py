@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, make_dataclass
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from eexform.tunables import (
     Integer,
     Real,
     Subset,
+    check_parameters,
     describe_field,
     parameter,
     tunable,
@@ -31,6 +33,7 @@ DOMAINS = [
     Integer(5, 5),
     Real(0.0, 1.0),
     Real(1e-4, 10.0, log=True),
+    Real(2.0, 2.0, log=True),
     Subset("abcdef", least=1, most=3),
     Subset([], least=0),
     Each("sites", {"a": Choice([1, 2]), "b": Real(0, 2)}),
@@ -46,9 +49,45 @@ def test_operators_stay_inside(domain: Domain, seed: int) -> None:
         assert domain.validate(value, "p") == value
 
 
+@pytest.mark.parametrize("bounds", [(0.3, 0.9), (0.1, 0.7), (1e-3, 0.3)])
+@pytest.mark.parametrize("log", [False, True])
+def test_rounding_does_not_lead_out(bounds: tuple[float, float], log: bool) -> None:
+    """0.3 + (0.9 - 0.3) is above 0.9: such a value could be searched but not read back."""
+    domain, rng = Real(*bounds, log=log), np.random.default_rng(0)
+    value = domain.sample(rng)
+    for _ in range(500):
+        value = domain.mutate(value, rng)
+        assert domain.validate(value, "p") == value
+        for child in domain.cross(value, bounds[1], rng):
+            assert domain.validate(child, "p") == child
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Integer(3, 1), r"Integer\(3, 1, 1\): low <= high"),
+        (lambda: Integer(0, 4, 0), "step >= 1"),
+        (lambda: Real(1.0, 0.0), "low <= high"),
+        (lambda: Real(0.0, float("inf")), "finite"),
+        (lambda: Real(0.0, 1.0, log=True), "begins above 0"),
+    ],
+)
+def test_impossible_domains_are_refused(make: Callable[[], Domain], message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        make()
+
+
+def test_kinds_are_checked_however_annotations_are_kept() -> None:
+    for kind in ("int", int):
+        example = make_dataclass("Example", [("count", kind, parameter(default=1))], frozen=True)
+        with pytest.raises(OptionError, match="parameter 'count': expected int, found 'two'"):
+            check_parameters(example, "pass 'example'", {"count": "two"})
+        assert check_parameters(example, "pass 'example'", {"count": 2}) == {"count": 2}
+
+
 def test_mutation_moves() -> None:
     rng = np.random.default_rng(0)
-    for domain in (DOMAINS[0], DOMAINS[2], DOMAINS[4], DOMAINS[6]):
+    for domain in (DOMAINS[0], DOMAINS[2], DOMAINS[4], DOMAINS[7]):
         value: Any = domain.sample(rng)
         assert any(domain.mutate(value, rng) != value for _ in range(20)), domain
 

@@ -1,9 +1,9 @@
 """Lowering to one ONNX file with control flow: nested ``If``, one per exit, per sample inside a batch.
 
-Level ``i`` runs block ``i`` and takes the confidence of exit ``i``. While any row is still undecided (``confidence <
-threshold``) the branch picks the undecided rows out of every live value (``Compress``), runs the next level on them and
-scatters its results back into this level's. A level costs about a dozen operators on tiny tensors, so even at batch 1
-an exit costs little more than its head. Rules that onnxruntime teaches:
+Level ``i`` runs block ``i`` and takes the confidence of exit ``i``. While any row is still undecided (not ``confidence
+>= threshold``: NaN never leaves) the branch picks the undecided rows out of every live value (``Compress``), runs the
+next level on them and scatters its results back into this level's. A level costs about a dozen operators on tiny
+tensors, so even at batch 1 an exit costs little more than its head. Rules that onnxruntime teaches:
 
 - Parameters used only inside a branch are initialisers of that branch, or they would be neither packed nor fused.
 - A branch may not return an outer value as it is, and may not reuse an outer name: results go through fresh values.
@@ -49,7 +49,8 @@ class _Level:
         scores: class scores of its classifier.
         confidence: of its classifier, one per row.
         stays: which rows are undecided here.
-        anyone: whether any is.
+        where: their positions, [1, how many].
+        anyone: whether there is one.
         fork: the ``If`` that holds the next level; its branches are attached last.
         leave: nodes of the branch taken when every row leaves here.
     """
@@ -58,6 +59,7 @@ class _Level:
     scores: gs.Variable
     confidence: gs.Variable
     stays: gs.Variable | None = None
+    where: gs.Variable | None = None
     anyone: gs.Variable | None = None
     fork: gs.Node | None = None
     leave: gs.Graph | None = None
@@ -83,7 +85,7 @@ def lower_if(graph: Graph, *, thresholds_as_input: bool = False) -> onnx.ModelPr
             f"{len(graph.exits)} exits: the form 'if' nests one branch per exit, readers accept at most {MAX_EXITS}; "
             "use fewer exits, or the form 'stages'"
         )
-    names = Names(graph, [graph.final, EXIT_INDEX, CONFIDENCE] + [THRESHOLDS] * thresholds_as_input)
+    names = Names(graph, [graph.final, EXIT_INDEX, CONFIDENCE, THRESHOLDS])
     thresholds = gs.Variable(THRESHOLDS, np.float32, [len(graph.exits)]) if thresholds_as_input else None
     scope = Scope(graph, names)
     bind_inputs(scope)
@@ -113,10 +115,12 @@ def _ask(level: _Level, depth: int, graph: Graph, thresholds: gs.Variable | None
         threshold: gs.Tensor = emit.constant("threshold", np.float32(graph.exits[depth].threshold))
     else:
         threshold = emit.node("Gather", thresholds, emit.constant("place", np.int64(depth)), name="threshold", axis=0)
-    # two tiny comparisons are cheaper than reducing the booleans, which needs a Cast before opset 20
-    level.stays = emit.node("Less", level.confidence, threshold, name="stays", dtype=np.bool_)
-    least = emit.node("ReduceMin", level.confidence, name="least", keepdims=0)
-    level.anyone = emit.node("Less", least, threshold, name="anyone", dtype=np.bool_)
+    # not Less: that is false for NaN; and no minimum of the confidences: whether it sees a NaN is the runtime's choice
+    leaves = emit.node("GreaterOrEqual", level.confidence, threshold, name="leaves", dtype=np.bool_)
+    level.stays = emit.node("Not", leaves, name="stays")
+    level.where = emit.node("NonZero", level.stays, name="where", dtype=np.int64)
+    count = emit.node("Size", level.where, name="count")
+    level.anyone = emit.node("Cast", count, name="anyone", dtype=np.bool_, to=int(onnx.TensorProto.BOOL))
 
 
 def _enter(depth: int, above: _Level, live: tuple[str, ...], names: Names) -> Scope:
@@ -141,13 +145,13 @@ def _merge(levels: list[_Level], depth: int, names: Names) -> tuple[gs.Variable,
     """
     level, below = levels[depth], levels[depth + 1]
     emit = below.scope.emit.scoped("merge.")
-    # stays [n] bool -> positions [1, m] -> [m, 1], the form that ScatterND wants
-    places = emit.node("Transpose", emit.node("NonZero", _seen(level.stays), name="where"), name="places")
+    places = emit.node("Transpose", _seen(level.where), name="places")  # [m, 1], the form that ScatterND wants
     then_scores = emit.node("ScatterND", _seen(level.scores), places, _result(below, 0), name="scores")
     then_index = emit.node("Cast", _seen(level.stays), name="passed", to=int(onnx.TensorProto.INT64))
     if below.fork is not None:
         # 0 where a row left here, 1 + what the inner levels counted where it went on
-        then_index = emit.node("ScatterND", then_index, places, _result(below, 1), name="index", reduction="add")
+        counted = emit.node("Add", _result(below, 1), emit.constant("one", [1]), name="counted")
+        then_index = emit.node("ScatterND", then_index, places, counted, name="index")
     then_confidence = emit.node("ScatterND", _seen(level.confidence), places, _result(below, 2), name="confidence")
 
     level.leave = gs.Graph(opset=level.scope.draft.opset)

@@ -2,11 +2,12 @@
 
 The files share values by name. A runner (:class:`eexform.runtime.StagedSession` is one) keeps a pool of arrays: it
 starts with the network's inputs, each stage takes its inputs out of it and puts its ``hands_on`` outputs in, and after
-an exit the rows of the values in ``live`` are thinned to the samples that stay; what is in neither ``live`` nor
-``fixed`` may be dropped. ``manifest.json`` beside the files says all that:
+an exit the rows of the values in ``live`` are thinned to the samples that stay (not ``confidence >= threshold``: NaN
+never leaves); what is in neither ``live`` nor ``fixed`` may be dropped. ``manifest.json`` beside the files says all
+that:
 
     format, version, form ("stages"), metadata (the ``eexform.*`` keys), output, scores, num_classes,
-    inputs: [{name, dtype, shape}],
+    inputs: [{name, dtype, shape, batch_axis}],
     stages: [{file, sha256, data_sha256 (weights beside the file) or null,
               inputs: [{name, dtype, shape, batch_axis}],     # batch_axis null: does not depend on the samples
               scores, confidence: names of outputs, hands_on: [names of outputs], fixed: [those without a batch axis],
@@ -16,6 +17,7 @@ an exit the rows of the values in ``live`` are thinned to the samples that stay;
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,14 +32,17 @@ from eexform.backends import metadata, protos
 from eexform.backends.blocks import Block, split
 from eexform.backends.confidence import emit_scored
 from eexform.backends.rebatch import Names, Scope, bind_inputs
-from eexform.errors import GraphError
+from eexform.errors import GraphError, StorageError
 from eexform.files import file_sha256, write_json, writing_folder
 from eexform.ir.graph import Graph
+from eexform.ir.order import node_inputs
 from eexform.ir.types import Dim, TensorType
 
 MANIFEST = "manifest.json"
 FORMAT = 1
 CONFIDENCE = "confidence"
+
+_OURS = re.compile(r"manifest\.json|stage\d+\.onnx(\.data)?")
 
 
 @dataclass(frozen=True)
@@ -106,8 +111,9 @@ def save_stages(graph: Graph, folder: str | Path) -> None:
 
     Raises:
         GraphError: see :func:`lower_stages`.
-        StorageError: the folder cannot be written.
+        StorageError: the folder cannot be written, or holds something else than stages.
     """
+    _replaceable(Path(folder))
     stages = lower_stages(graph)
     with writing_folder(folder) as temporary:
         described = []
@@ -118,6 +124,18 @@ def save_stages(graph: Graph, folder: str | Path) -> None:
             digests = {"sha256": file_sha256(path), "data_sha256": file_sha256(data) if data.exists() else None}
             described.append({"file": stage["file"], **digests, **stage})
         write_json(temporary / MANIFEST, {**stages.manifest, "stages": described})
+
+
+def _replaceable(folder: Path) -> None:
+    """Writing swaps the whole folder: only one that is empty or holds nothing but earlier stages may go."""
+    if not folder.is_dir():
+        return
+    foreign = sorted(path.name for path in folder.iterdir() if not _OURS.fullmatch(path.name))
+    if foreign:
+        raise StorageError(
+            f"{folder}: holds other things than stages ({', '.join(foreign[:3])}), which would be lost; "
+            "name a new folder"
+        )
 
 
 def _fixed_by_stage(scopes: list[Scope]) -> dict[int, dict[str, TensorType]]:
@@ -148,7 +166,7 @@ def _stage(
     confidence.name = CONFIDENCE
     handed_on = {value: graph.types[value] for value in made_here} | fixed[depth]
     scope.publish(block.scores, graph.final, alone=block.scores not in handed_on)
-    used = {t.name for node in scope.draft.nodes for t in node.inputs} | set(handed_on)
+    used = {name for node in scope.draft.nodes for name in node_inputs(node)} | set(handed_on)
     inputs: dict[str, TensorType] = {}
     for value, tensor in scope.values.items():
         if not isinstance(tensor, gs.Constant) and not tensor.inputs and tensor.name in used:

@@ -63,6 +63,11 @@ def build(graph: Graph, form: str) -> dict[str, str]:
     return {VERSION: __version__, FORM: form, **kept}
 
 
+def with_plan(entries: Mapping[str, str], **more: Any) -> dict[str, str]:
+    """Metadata whose plan says ``more``, too."""
+    return {**entries, PLAN: json.dumps({**_object(entries.get(PLAN, "{}")), **more}, allow_nan=False, sort_keys=True)}
+
+
 def read(model: onnx.ModelProto) -> Exported:
     """Read and validate the metadata of an exported model.
 

@@ -11,8 +11,8 @@ import onnx_graphsurgeon as gs
 from onnx import helper, numpy_helper
 from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter, dtype_to_onnx
 
-from eexform._version import __version__
 from eexform import files
+from eexform._version import __version__
 from eexform.errors import GraphError
 from eexform.ir.graph import BATCH, Graph
 from eexform.ir.serialize import EXTERNAL_ABOVE, weight_bytes

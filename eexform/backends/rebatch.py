@@ -9,7 +9,6 @@ re-roots ``Shape(v)`` on a value of its own where ``v`` was not handed on.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -18,9 +17,9 @@ import onnx_graphsurgeon as gs
 from eexform.errors import GraphError
 from eexform.ir.emit import Emitter
 from eexform.ir.graph import BATCH, Graph
+from eexform.ir.inference import split_dim
+from eexform.ir.order import captured
 from eexform.ir.types import Dim
-
-_PRODUCT = re.compile(r"(?P<factor>\d+)\*(?P<symbol>.+)")
 
 
 class Names:
@@ -31,17 +30,20 @@ class Names:
     """
 
     def __init__(self, source: Graph, free: Iterable[str]) -> None:
-        """Keep ``free`` for the lowered model's own inputs and outputs.
+        """Keep ``free``, the graph's output first, for the lowered model's own inputs and outputs.
 
         Raises:
-            GraphError: a graph input has one of these names.
+            GraphError: the graph's output has the name of another one of them, or a graph input has one of them.
         """
+        free = list(free)
+        if free[0] in free[1:]:
+            raise GraphError(f"the graph's output is called {free[0]!r} like an output that lowering adds; rename it")
         root = Emitter(source.gs)
         self._taken = root._taken
         self.renamed: dict[str, str] = {}
         for name in free:
             if name in source.inputs:
-                raise GraphError(f"the graph input {name!r} has the name of an output of the lowered model; rename it")
+                raise GraphError(f"the graph input {name!r} has a name that the lowered model needs itself; rename it")
             if name in self._taken:
                 self.renamed[name] = root.unique(name + ".value")
             self._taken.add(name)
@@ -102,6 +104,7 @@ class Scope:
         tensor = self.source.tensors[value]
         if isinstance(tensor, gs.Constant):
             copied = tensor.copy()  # a tensor knows its consumers, and those of the source must not change
+            copied.name = self.names.renamed.get(value, value)
             self.values[value] = copied
             return copied
         flow = self.source.flow
@@ -184,7 +187,8 @@ class Scope:
 
     def _check_captures(self, node: gs.Node) -> None:
         """A sub-graph of the trunk uses outer values by name: they must have that very name here."""
-        for value in sorted(_captured(node)):
+        bodies = [attribute for attribute in node.attrs.values() if isinstance(attribute, gs.Graph)]
+        for value in sorted({name for body in bodies for name in captured(body)}):
             if value in self.source.tensors and self.resolve(value).name != value:
                 raise GraphError(
                     f"node {node.name!r} ({node.op}) uses {value!r} inside its own branch; that cannot be re-rooted on "
@@ -245,12 +249,9 @@ class Scope:
 
     def _dim(self, dim: str) -> gs.Variable:
         """A symbolic dimension as an int64 vector of one element."""
-        product = _PRODUCT.fullmatch(dim)
-        if product is not None:
-            base = self._dim(product["symbol"])
-            return self.emit.node(
-                "Mul", base, self.emit.constant(f"times{product['factor']}", [int(product["factor"])])
-            )
+        factor, symbol = split_dim(dim)
+        if factor != 1:
+            return self.emit.node("Mul", self._dim(symbol), self.emit.constant(f"times{factor}", [factor]))
         if dim == BATCH:
             return self.batch()
         if dim not in self._symbols:
@@ -289,21 +290,6 @@ class Scope:
                 axis = kind.shape.index(dim)
                 return self.emit.node("Shape", tensor, name=f"size.{dim}", start=axis, end=axis + 1, dtype=np.int64)
         return None
-
-
-def _captured(node: gs.Node) -> set[str]:
-    """Names that the sub-graphs of ``node`` use without producing them."""
-    used: set[str] = set()
-    for attribute in node.attrs.values():
-        if isinstance(attribute, gs.Graph):
-            made = {tensor.name for inner in attribute.nodes for tensor in inner.outputs}
-            made |= {tensor.name for tensor in attribute.inputs}
-            for inner in attribute.nodes:
-                used |= {tensor.name for tensor in inner.inputs} - made
-                used |= _captured(inner) - made
-            used |= {tensor.name for tensor in attribute.outputs} - made
-    used.discard("")
-    return used
 
 
 def bind_inputs(scope: Scope) -> None:

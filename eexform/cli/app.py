@@ -16,7 +16,7 @@ import typer
 
 import eexform
 from eexform.cli import checking, models, quick, searching
-from eexform.cli.help import PlainCommand, PlainGroup, examples
+from eexform.cli.help import WIDTH, PlainCommand, PlainGroup, examples
 from eexform.cli.output import errors
 from eexform.errors import EexformError
 
@@ -30,7 +30,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": WIDTH},
 )
 
 
@@ -120,6 +120,11 @@ def _run(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         _forget_output()
         return 1
+    except OSError as error:  # what no module has put into words of its own, such as a full disk under standard output
+        _traceback()
+        _forget_output()
+        _say(f"error: {error.filename or 'standard output'}: {error.strerror or error}")
+        return 2
     except Exception as error:
         _traceback()
         _say(

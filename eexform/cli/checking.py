@@ -10,115 +10,138 @@ import typer
 from eexform.cli import options
 from eexform.cli.output import errors, show
 from eexform.cli.progress import Bars
-from eexform.data import Preprocess
-from eexform.errors import OptionError
-from eexform.frontends.onnx import load
+from eexform.errors import ModelError, OptionError
+from eexform.ir.graph import Graph
 from eexform.report import tables
+from eexform.search.run import open_run
 from eexform.verification.bench import bench as time_files
 from eexform.verification.verify import verify as check_file
 
 
 def verify(
     exported: Annotated[Path, typer.Argument(help="An exported file, or a folder of stages.", metavar="EXPORTED")],
-    against: Annotated[Path, typer.Option(help="The original model.", metavar="MODEL.onnx")],
+    against: Annotated[Path, typer.Option(help="The model that the exits were added to.", metavar="MODEL.onnx")],
+    samples: Annotated[int, typer.Option(help="Samples to run at most.", metavar="N", min=1)] = 256,
+    threads: options.Threads = 1,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
     run: options.RunData = None,
     data: options.Data = None,
-    samples: Annotated[int, typer.Option(help="How many samples to run.")] = 256,
-    split: Annotated[str, typer.Option(help="Split of the data to take them from.")] = "test",
-    threads: Annotated[int, typer.Option(help="Of onnxruntime.")] = 1,
+    split: options.Split = "test",
     image_key: options.ImageKey = None,
     label_key: options.LabelKey = None,
     inputs: options.Inputs = None,
     select_from: options.SelectFrom = None,
-    preset: options.Preset = None,
+    colour: options.Colour = None,
+    resize: options.Resize = None,
+    crop: options.Crop = None,
     layout: options.Layout = None,
     model_layout: options.ModelLayout = None,
     scale: options.Scale = None,
     mean: options.Mean = None,
     std: options.Std = None,
-    resize: options.Resize = None,
-    crop: options.Crop = None,
-    colour: options.Colour = None,
+    preset: options.Preset = None,
     scores: options.Scores = None,
     output: options.Output = None,
     shape: options.Shape = None,
-    as_json: options.Json = False,
-    quiet: options.Quiet = False,
 ) -> None:
-    """Check an exported network against the simulator, sample by sample, and prove that it skips work."""
+    """Check an exported network against the simulator, sample by sample, and prove that it skips work.
+
+    Exit code 0: every check holds; 1: one failed; 2: it could not be checked.
+    """
     graph = options.load_model(against, scores, output, shape)
-    preprocess = Preprocess.parse(
-        preset=preset, layout=layout, model_layout=model_layout, scale=scale, mean=mean, std=std, resize=resize, crop=crop,
-        colour=colour,
-    )
     dataset = options.check_data(
-        graph, run, data, image_key=image_key, label_key=label_key, inputs=inputs, select_from=select_from, preprocess=preprocess
-    )
+        graph, run, data, image_key=image_key, label_key=label_key, inputs=inputs, select_from=select_from, colour=colour,
+        resize=resize, crop=crop, layout=layout, model_layout=model_layout, scale=scale, mean=mean, std=std, preset=preset,
+    )  # fmt: skip
     with errors.status("verifying") as status:
-        report = check_file(
-            exported,
-            graph,
-            dataset,
-            samples=samples,
-            split=split,
-            threads=threads,
-            progress=None if quiet else lambda name: status.update(f"verifying: {name}"),
-        )
-    show(report.to_json(), as_json, tables.verification)
-    if not report.ok:
+
+        def report(name: str) -> None:
+            if not quiet:
+                status.update(f"verifying: {name}")
+
+        if quiet:
+            status.stop()
+        found = check_file(exported, graph, dataset, samples=samples, split=split, threads=threads, progress=report)
+    show(found.to_json(), as_json, tables.verification)
+    if not found.ok:
         raise typer.Exit(1)
 
 
 def bench(
     exported: Annotated[list[Path], typer.Argument(help="Exported files or folders of stages.", metavar="FILE...")],
-    vs: Annotated[list[Path] | None, typer.Option(help="What to compare with; repeatable.", metavar="MODEL.onnx")] = None,
+    vs: Annotated[
+        list[Path] | None,
+        typer.Option(help="What to compare with, the original model first. Repeatable.", metavar="MODEL.onnx"),
+    ] = None,
+    batch: Annotated[
+        list[int] | None, typer.Option(help="Batch size. Repeatable; default 1 and 32.", metavar="N", min=1)
+    ] = None,
+    threads: options.Threads = 1,
+    samples: Annotated[int, typer.Option(help="Samples to stream at most.", metavar="N", min=1)] = 512,
+    repeats: Annotated[
+        int,
+        typer.Option(help="Walks through the samples; between 30 and 2000 batches are timed in any case.", metavar="N", min=1),
+    ] = 3,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
     run: options.RunData = None,
     data: options.Data = None,
-    batch: Annotated[list[int] | None, typer.Option(help="Batch size; repeatable (default 1 and 32).")] = None,
-    threads: Annotated[int, typer.Option(help="Of onnxruntime.")] = 1,
-    samples: Annotated[int, typer.Option(help="Samples of the data to stream.")] = 512,
-    split: Annotated[str, typer.Option(help="Split of the data to take them from.")] = "test",
-    repeats: Annotated[int, typer.Option(help="Walks through the samples.")] = 3,
+    split: options.Split = "test",
     image_key: options.ImageKey = None,
     label_key: options.LabelKey = None,
     inputs: options.Inputs = None,
     select_from: options.SelectFrom = None,
-    preset: options.Preset = None,
+    colour: options.Colour = None,
+    resize: options.Resize = None,
+    crop: options.Crop = None,
     layout: options.Layout = None,
     model_layout: options.ModelLayout = None,
     scale: options.Scale = None,
     mean: options.Mean = None,
     std: options.Std = None,
-    resize: options.Resize = None,
-    crop: options.Crop = None,
-    colour: options.Colour = None,
+    preset: options.Preset = None,
+    scores: options.Scores = None,
+    output: options.Output = None,
     shape: options.Shape = None,
-    as_json: options.Json = False,
-    quiet: options.Quiet = False,
 ) -> None:
     """Time networks side by side in onnxruntime, on the same samples in their real order."""
-    reference = (vs or exported)[0]
-    if reference.is_dir():
-        raise OptionError("bench needs one .onnx file to read the inputs from: give the original model with --vs")
-    graph = options.load_model(reference, None, None, shape) if vs else load(reference)
-    preprocess = Preprocess.parse(
-        preset=preset, layout=layout, model_layout=model_layout, scale=scale, mean=mean, std=std, resize=resize, crop=crop,
-        colour=colour,
-    )
-    dataset = options.check_data(
-        graph, run, data, image_key=image_key, label_key=label_key, inputs=inputs, select_from=select_from, preprocess=preprocess
-    )
-    feeds = dataset.sample_feeds(split, min(samples, dataset.size(split)))
     files = [*exported, *(vs or ())]
-    sizes = batch or [1, 32]
+    for file in files:
+        if not file.exists():
+            raise ModelError(f"{file}: no such file")
+    graph = _inputs_of(vs, exported[0], run, scores, output, shape)
+    dataset = options.check_data(
+        graph, run, data, image_key=image_key, label_key=label_key, inputs=inputs, select_from=select_from, colour=colour,
+        resize=resize, crop=crop, layout=layout, model_layout=model_layout, scale=scale, mean=mean, std=std, preset=preset,
+    )  # fmt: skip
+    feeds = dataset.sample_feeds(split, min(samples, dataset.size(split)))
+    sizes = list(dict.fromkeys(batch or [1, 32]))
     bars = Bars(errors, quiet=quiet)
-    done: dict[int, int] = {}
+    done: dict[str, int] = {}
     with bars.task("timing", 100 * len(sizes)) as task:
 
-        def report(size: int, finished: int, total: int) -> None:
+        def report(size: str, finished: int, total: int) -> None:
             share = 100 * finished // max(1, total)
-            task.advance(share - done.get(size, 0), f"batch {size}")
+            task.advance(share - done.get(size, 0), size)
             done[size] = share
 
         timings = time_files(files, feeds, batches=sizes, threads=threads, repeats=repeats, progress=report)
+        task.advance(100 * len(sizes) - sum(done.values()))
     show(timings.to_json(), as_json, lambda plain: tables.timings(plain, str(vs[0]) if vs else None))
+
+
+def _inputs_of(
+    vs: list[Path] | None, first: Path, run: Path | None, scores: str | None, output: str | None, shape: list[str] | None
+) -> Graph:
+    """A model that says what the inputs are: an exported network no longer tells which of its values are what."""
+    if vs:
+        return options.load_model(vs[0], scores, output, shape)
+    if run is not None:
+        return open_run(run).graph
+    if first.is_dir():
+        raise OptionError(f"{first}: the inputs of stages cannot be told; give the original model with --vs, or --run")
+    try:
+        return options.load_model(first, scores, output, shape)
+    except ModelError as error:
+        raise OptionError(f"{error}; give the original model with --vs, or --run") from error

@@ -12,21 +12,23 @@ from eexform import passes as registered
 from eexform.backends.export import export
 from eexform.cli import options
 from eexform.cli.output import show
-from eexform.errors import OptionError
+from eexform.errors import OptionError, suggest
 from eexform.ir.serialize import save
 from eexform.report import tables
 from eexform.report.apply import apply as replay
 from eexform.report.inspect import inspect as look
 
+_FORMS = ("if", "stages", "multi", "none")
+
 
 def inspect(
     model: options.Model,
-    max_live: Annotated[int, typer.Option(help="Tensors that an exit may have to carry on.")] = 3,
     rejected: Annotated[bool, typer.Option("--rejected", help="Also list the values that are no sites, and why.")] = False,
+    max_live: Annotated[int, typer.Option(help="Tensors that an exit may have to carry on.", metavar="N", min=1)] = 3,
+    as_json: options.Json = False,
     scores: options.Scores = None,
     output: options.Output = None,
     shape: options.Shape = None,
-    as_json: options.Json = False,
 ) -> None:
     """Show where exits can be attached, what lies before each place, and why other values are no sites."""
     graph = options.load_model(model, scores, output, shape)
@@ -36,18 +38,25 @@ def inspect(
 def apply(
     model: options.Model,
     recipe: Annotated[Path, typer.Argument(help="A recipe or plan, .toml or .json.", metavar="RECIPE")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Where to write.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="File to write; a folder for the form stages.", metavar="FILE")],
     form: Annotated[
         str | None,
-        typer.Option(help="Lower the exits: if | stages | multi. Default: if, where the recipe inserts exits; none writes them flat."),
+        typer.Option(
+            help="How exits are written: if | stages | multi as in `eexform export`, or none: flat, an output per exit. "
+            "Default: if where the result has exits, else none.",
+            metavar="FORM",
+        ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="For passes that draw random numbers.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed for passes that draw random numbers.", metavar="N", min=0)] = 0,
+    as_json: options.Json = False,
     scores: options.Scores = None,
     output: options.Output = None,
     shape: options.Shape = None,
-    as_json: options.Json = False,
 ) -> None:
     """Replay a recipe or a plan on a model, without a search."""
+    if form is not None and form not in _FORMS:
+        raise OptionError(f"--form: {form!r} does not exist: {suggest(form, _FORMS)}")
+    options.check_target(out, folder=form == "stages")
     graph = options.load_model(model, scores, output, shape)
     result = replay(graph, recipe, seed=seed)
     chosen = form or ("if" if result.graph.exits else "none")

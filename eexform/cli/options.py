@@ -3,72 +3,157 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from eexform.data import Dataset, Preprocess, open_dataset
+from eexform.data import Dataset, Preprocess, open_dataset, open_source
 from eexform.errors import OptionError
 from eexform.frontends.onnx import load
 from eexform.ir.graph import Graph
 from eexform.search.run import open_run
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON (docs/json.md) instead of tables.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on standard error.")]
 Model = Annotated[Path, typer.Argument(help="The trained classifier, an .onnx file.", metavar="MODEL.onnx")]
+Threads = Annotated[int, typer.Option(help="Threads of onnxruntime.", metavar="N", min=1)]
+
+_MODEL = "What the model file does not say"
 Scores = Annotated[
     str | None,
-    typer.Option(help="What the output holds: logits or probabilities (default: seen from the graph).", metavar="KIND"),
+    typer.Option(
+        help="What the output holds: logits or probabilities. Default: seen from the last operator.",
+        metavar="KIND",
+        rich_help_panel=_MODEL,
+    ),
 ]
-Output = Annotated[str | None, typer.Option(help="Name of the class scores, where the model has several outputs.")]
+Output = Annotated[
+    str | None,
+    typer.Option(
+        help="The output with the class scores, where there are several.", metavar="NAME", rich_help_panel=_MODEL
+    ),
+]
 Shape = Annotated[
     list[str] | None,
-    typer.Option("--shape", help="Shape of an input that the model does not say: NAME=N,3,32,32. Repeatable."),
+    typer.Option(
+        "--shape", help="Shape of an input: NAME=N,3,32,32. Repeatable.", metavar="NAME=DIMS", rich_help_panel=_MODEL
+    ),
 ]
 
 _DATA = "Data"
 Data = Annotated[
     str | None,
     typer.Option(
-        help="digits | FILE.npz | FOLDER of class folders | hf:FOLDER-OR-NAME | package.module:factory",
+        help="digits | FILE.npz | FOLDER with one folder per class | hf:FOLDER-OR-NAME | package.module:factory",
+        metavar="DATA",
         rich_help_panel=_DATA,
     ),
 ]
-ImageKey = Annotated[str | None, typer.Option(help="Column or array of the images.", rich_help_panel=_DATA)]
-LabelKey = Annotated[str | None, typer.Option(help="Column or array of the labels.", rich_help_panel=_DATA)]
+ImageKey = Annotated[
+    str | None, typer.Option(help="Column or array that holds the images.", metavar="NAME", rich_help_panel=_DATA)
+]
+LabelKey = Annotated[
+    str | None, typer.Option(help="Column or array that holds the labels.", metavar="NAME", rich_help_panel=_DATA)
+]
 Inputs = Annotated[
-    str | None, typer.Option(help="Which array feeds which input: input_ids=ids,attention_mask=mask.", rich_help_panel=_DATA)
+    str | None,
+    typer.Option(
+        help="Which array feeds which input of the model: input_ids=ids,attention_mask=mask.",
+        metavar="PAIRS",
+        rich_help_panel=_DATA,
+    ),
 ]
 Labels = Annotated[
-    str, typer.Option(help="given, or none: learn and judge by the model's own answers.", rich_help_panel=_DATA)
+    str,
+    typer.Option(
+        help="given; or none: learn and judge by the model's own answers, accuracy is then agreement with it.",
+        metavar="KIND",
+        rich_help_panel=_DATA,
+    ),
 ]
-TrainFrom = Annotated[str | None, typer.Option(help="Part of the data that trains the heads.", rich_help_panel=_DATA)]
+TrainFrom = Annotated[
+    str | None, typer.Option(help="Part of the data that trains the heads.", metavar="PART", rich_help_panel=_DATA)
+]
 SelectFrom = Annotated[
-    str | None, typer.Option(help="Part that the model was NOT trained on: calibrate, select, test.", rich_help_panel=_DATA)
+    str | None,
+    typer.Option(
+        help="Part that the model was NOT trained on; calibrate, select and test are drawn from it.",
+        metavar="PART",
+        rich_help_panel=_DATA,
+    ),
 ]
-TestFrom = Annotated[str | None, typer.Option(help="A part of its own for test.", rich_help_panel=_DATA)]
+TestFrom = Annotated[
+    str | None, typer.Option(help="Part that is test as a whole.", metavar="PART", rich_help_panel=_DATA)
+]
 Fractions = Annotated[
-    str | None, typer.Option(help="Shares of the splits drawn from one part, e.g. 0.1,0.4,0.5.", rich_help_panel=_DATA)
+    str | None,
+    typer.Option(
+        help="Shares of the splits that divide a part, in the order head-train, calibrate, select, test: four numbers "
+        "for data with one part, the last three with --select-from, the middle two with --test-from as well.",
+        metavar="SHARES",
+        rich_help_panel=_DATA,
+    ),
 ]
-Limit = Annotated[int | None, typer.Option(help="At most so many samples for head training.", rich_help_panel=_DATA)]
-SplitSeed = Annotated[int, typer.Option(help="Seed of the splits.", rich_help_panel=_DATA)]
+Limit = Annotated[
+    int | None,
+    typer.Option(help="Samples for head training at most.", metavar="N", min=1, rich_help_panel=_DATA),
+]
+SplitSeed = Annotated[int, typer.Option(help="Seed of the splits.", metavar="N", min=0, rich_help_panel=_DATA)]
 Augment = Annotated[
-    str, typer.Option(help="For head training: none, or flip,crop:4,cutout:8,jitter:0.2,mixup:0.4,cutmix:1.", rich_help_panel=_DATA)
+    str,
+    typer.Option(
+        help="For head training: none, or any of flip,crop:4,cutout:8,jitter:0.2,mixup:0.4,cutmix:1.",
+        metavar="LIST",
+        rich_help_panel=_DATA,
+    ),
 ]
-Cache = Annotated[Path | None, typer.Option(help="Folder for decoded images.", rich_help_panel=_DATA)]
-
-_PRE = "Preprocessing (nothing is guessed)"
-Preset = Annotated[str | None, typer.Option(help="imagenet: 1/255, ImageNet mean and std.", rich_help_panel=_PRE)]
-Layout = Annotated[str | None, typer.Option(help="Layout of raw images: nhwc or nchw.", rich_help_panel=_PRE)]
-ModelLayout = Annotated[str | None, typer.Option(help="Layout that the model takes (default nchw).", rich_help_panel=_PRE)]
-Scale = Annotated[str | None, typer.Option(help="Factor for raw values, e.g. 1/255.", rich_help_panel=_PRE)]
-Mean = Annotated[str | None, typer.Option(help="Subtracted after scaling: one number or one per channel.", rich_help_panel=_PRE)]
-Std = Annotated[str | None, typer.Option(help="Divisor after that.", rich_help_panel=_PRE)]
-Resize = Annotated[str | None, typer.Option(help="HEIGHTxWIDTH, or the shorter edge.", rich_help_panel=_PRE)]
-Crop = Annotated[str | None, typer.Option(help="Centre crop after resizing, HEIGHTxWIDTH.", rich_help_panel=_PRE)]
-Colour = Annotated[str | None, typer.Option(help="Convert to rgb or grey.", rich_help_panel=_PRE)]
+Cache = Annotated[
+    Path | None, typer.Option(help="Folder that keeps decoded images.", metavar="FOLDER", rich_help_panel=_DATA)
+]
+Split = Annotated[
+    str,
+    typer.Option(
+        help="head_train, calibrate, select or test: which samples to take.", metavar="SPLIT", rich_help_panel=_DATA
+    ),
+]
 RunData = Annotated[
-    Path | None, typer.Option("--run", help="Take the data of this run instead of --data.", rich_help_panel=_DATA)
+    Path | None,
+    typer.Option(
+        "--run",
+        help="Data, splits and preprocessing of this run; --data then only says where the samples are now.",
+        metavar="RUN",
+        rich_help_panel=_DATA,
+    ),
+]
+
+_PRE = "Preprocessing (nothing is guessed; in this order)"
+Colour = Annotated[str | None, typer.Option(help="Convert to rgb or grey.", metavar="KIND", rich_help_panel=_PRE)]
+Resize = Annotated[
+    str | None, typer.Option(help="HEIGHTxWIDTH, or the shorter edge.", metavar="SIZE", rich_help_panel=_PRE)
+]
+Crop = Annotated[
+    str | None, typer.Option(help="Centre crop after resizing: HEIGHTxWIDTH.", metavar="SIZE", rich_help_panel=_PRE)
+]
+Layout = Annotated[
+    str | None,
+    typer.Option(help="Of the raw images, where the data does not say: nhwc or nchw.", metavar="AXES", rich_help_panel=_PRE),
+]
+ModelLayout = Annotated[
+    str | None, typer.Option(help="That the model takes: nhwc or nchw (default).", metavar="AXES", rich_help_panel=_PRE)
+]
+Scale = Annotated[
+    str | None, typer.Option(help="Factor for raw values, e.g. 1/255.", metavar="X", rich_help_panel=_PRE)
+]
+Mean = Annotated[
+    str | None,
+    typer.Option(help="Subtracted after scaling: one number, or one per channel.", metavar="X,...", rich_help_panel=_PRE),
+]
+Std = Annotated[
+    str | None, typer.Option(help="Divisor after that, alike.", metavar="X,...", rich_help_panel=_PRE)
+]
+Preset = Annotated[
+    str | None,
+    typer.Option(help="imagenet: scale 1/255, ImageNet's mean and std.", metavar="NAME", rich_help_panel=_PRE),
 ]
 
 
@@ -82,9 +167,18 @@ def load_model(path: Path, scores: str | None, output: str | None, shapes: list[
 
 def _shape(text: str) -> tuple[str, list[int | str]]:
     name, equals, dims = text.rpartition("=")
-    if not equals or not name or not dims:
+    parts = [dim.strip() for dim in dims.split(",")]
+    if not equals or not name or not all(parts):
         raise OptionError(f"--shape: {text!r} is not of the form NAME=N,3,32,32")
-    return name, [int(dim) if dim.strip().isdigit() else dim.strip() for dim in dims.split(",")]
+    return name, [int(dim) if dim.lstrip("-").isdigit() else dim for dim in parts]
+
+
+def check_target(out: Path, *, folder: bool) -> None:
+    """Whether ``out`` can be what is about to be written, before any work is done."""
+    if folder and out.exists() and not out.is_dir():
+        raise OptionError(f"{out}: is a file; stages are written to a folder, give another --out")
+    if not folder and out.is_dir():
+        raise OptionError(f"{out}: is a folder; give --out the name of a file, such as {out / 'ee.onnx'}")
 
 
 def parse_fractions(text: str | None) -> list[float] | None:
@@ -116,7 +210,7 @@ def open_data(
 ) -> Dataset:
     """The data set that the options describe."""
     if data is None:
-        raise OptionError("no data: give --data (digits, FILE.npz, a folder, hf:..., package.module:factory)")
+        raise OptionError("no data: give --data digits, FILE.npz, FOLDER, hf:FOLDER-OR-NAME or package.module:factory")
     if labels not in ("given", "none"):
         raise OptionError(f"--labels: {labels!r} is neither given nor none")
     return open_dataset(
@@ -137,33 +231,34 @@ def open_data(
     )
 
 
-def check_data(
-    graph: Graph,
-    run: Path | None,
-    data: str | None,
-    *,
-    image_key: str | None,
-    label_key: str | None,
-    inputs: str | None,
-    select_from: str | None,
-    preprocess: Preprocess,
-) -> Dataset:
-    """Data for ``verify`` and ``bench``, which need inputs and no labels: a run's own, or what ``--data`` names."""
-    if run is not None and data is None:
-        return open_run(run).dataset().bind(graph)
-    return open_data(
-        data,
-        image_key=image_key,
-        label_key=label_key,
-        inputs=inputs,
-        labels="none",
-        train_from=None,
-        select_from=select_from,
-        test_from=None,
-        fractions=None,
-        limit=None,
-        split_seed=0,
-        augment="none",
-        cache=None,
-        preprocess=preprocess,
+def check_data(graph: Graph, run: Path | None, data: str | None, **given: Any) -> Dataset:
+    """Data for ``verify`` and ``bench``, which need inputs and no labels: a run's own, or what ``--data`` names.
+
+    Args:
+        graph: that the samples must fit.
+        run: folder of a run.
+        data: as in ``--data``.
+        given: ``image_key``, ``label_key``, ``inputs``, ``select_from`` and the texts that make a :class:`Preprocess`.
+    """
+    if run is not None:
+        said = [name for name, value in given.items() if value is not None]
+        if said:
+            raise OptionError(
+                f"--{said[0].replace('_', '-')} does not go with --run, which brings its own splits and preprocessing; "
+                "leave one of them out"
+            )
+        return open_run(run).dataset(data).bind(graph)
+    if data is None:
+        raise OptionError(
+            "no samples to run: give --run RUN (the data of a search), or --data digits, FILE.npz, FOLDER, "
+            "hf:FOLDER-OR-NAME or package.module:factory"
+        )
+    about = {key: given.pop(key) for key in ("image_key", "label_key", "inputs")}
+    select_from = given.pop("select_from")
+    source = open_source(data, **about)
+    # of three parts or more only one matters here: all splits are drawn from it
+    train_from = select_from if len(source.parts) > 2 else None
+    preprocess = Preprocess.parse(**given)
+    return open_dataset(
+        source, preprocess=preprocess, labels="none", train_from=train_from, select_from=select_from
     ).bind(graph)

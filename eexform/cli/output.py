@@ -17,4 +17,4 @@ def show(plain: Any, as_json: bool, table: Callable[[Any], RenderableType]) -> N
     if as_json:
         print(json.dumps(plain, indent=2, allow_nan=False))
     else:
-        console.print(table(plain))
+        console.print(table(plain), crop=False)

@@ -99,9 +99,11 @@ class Augment:
         items = ["flip"] if self.flip else []
         if self.crop:
             items.append(f"crop:{self.crop}" + (":reflect" if self.reflect else ""))
-        items += [
-            f"{name}:{getattr(self, name):g}" for name in ("jitter", "cutout", "mixup", "cutmix") if getattr(self, name)
-        ]
+        for name in ("jitter", "cutout", "mixup", "cutmix"):
+            value = getattr(self, name)
+            if value:
+                short = f"{value:g}"
+                items.append(f"{name}:{short if float(short) == value else repr(value)}")
         return ",".join(items) or "none"
 
     @property

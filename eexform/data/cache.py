@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from eexform.data.preprocess import Preprocess
-from eexform.data.source import DataSource, Samples
+from eexform.data.source import DataSource, Samples, dims
+from eexform.errors import DataError
 from eexform.files import writing
 
 MEMORY_BYTES = 256 << 20
@@ -64,10 +65,22 @@ class PixelCache:
             return self._decode(part, indices)
         missing = np.unique(indices[store.done[indices] == 0])
         if len(missing):
-            fresh = self._decode(part, missing).inputs[store.key]
+            fresh = np.asarray(self._decode(part, missing).inputs[store.key])
+            if fresh.shape[1:] != store.pixels.shape[1:] or fresh.dtype != store.pixels.dtype:
+                raise DataError(self._uneven(part, missing, fresh, store.pixels))
             store.pixels[missing] = fresh
             store.done[missing] = 1
         return Samples({store.key: store.pixels[indices]})
+
+    def _uneven(self, part: str, indices: np.ndarray, found: np.ndarray, kept: np.ndarray) -> str:
+        which = f"samples {indices[0]}..{indices[-1]} are" if len(indices) > 1 else f"sample {indices[0]} is"
+        advice = "say --resize HEIGHTxWIDTH" if found.shape[1:3] != kept.shape[1:3] else "say --colour rgb or grey"
+        if found.shape[1:] == kept.shape[1:]:
+            advice = "convert them first"
+        return (
+            f"{self._source.name}, part {part!r}: images differ: {which} {dims(found.shape[1:])} {found.dtype}, "
+            f"sample 0 is {dims(kept.shape[1:])} {kept.dtype}: {advice}"
+        )
 
     def _decode(self, part: str, indices: np.ndarray) -> Samples:
         raw = self._source.fetch(part, indices)

@@ -80,6 +80,10 @@ def _choose(arrays: Mapping[str, np.ndarray], name: str, options: SourceOptions)
             )
         label_key = candidates[0] if candidates else None
     labels = arrays[label_key] if label_key is not None else None
+    if labels is not None and labels.ndim == 0:
+        raise DataError(
+            f"{name}: array {label_key!r} is a single value, not a label per sample; the file holds {listing}"
+        )
     if options.inputs is not None:
         wanted: dict[str | None, str] = {}
         if isinstance(options.inputs, str):
@@ -130,6 +134,8 @@ def _read(path: Path) -> dict[str, np.ndarray]:
     try:
         with zipfile.ZipFile(path) as archive, np.load(path, allow_pickle=False) as loaded:
             for info in archive.infolist():
+                if not info.filename.endswith(".npy"):
+                    continue  # no array: a note somebody put into the archive
                 key = info.filename.removesuffix(".npy")
                 mapped = _mapped(path, info)
                 arrays[key] = loaded[key] if mapped is None else mapped

@@ -63,14 +63,14 @@ class Preprocess:
             if value not in choices:
                 listed = " or ".join(repr(choice) for choice in choices if choice)
                 raise OptionError(f"{name}: expected {listed}, found {value!r}")
+        object.__setattr__(self, "scale", _number(self.scale, "scale"))
         if not math.isfinite(self.scale) or self.scale == 0:
             raise OptionError(f"scale: expected a finite number other than 0, found {self.scale}")
         for name in ("mean", "std"):
             numbers = getattr(self, name)
             if numbers is None:
                 continue
-            numbers = (numbers,) if isinstance(numbers, (int, float)) else numbers
-            numbers = tuple(float(number) for number in numbers)
+            numbers = _numbers(numbers, name)
             if not numbers or not all(map(math.isfinite, numbers)):
                 raise OptionError(f"{name}: expected finite numbers, found {list(numbers)}")
             if name == "std" and min(numbers) <= 0:
@@ -240,11 +240,11 @@ class Preprocess:
 
 
 def _number(text: str | float, name: str) -> float:
-    if isinstance(text, (int, float)):
+    if isinstance(text, (int, float, np.number)):
         return float(text)
     try:
         # Fraction reads "1/255" and decimals, and evaluates nothing
-        return float(Fraction(text.strip().replace(" ", "")))
+        return float(Fraction(str(text).strip().replace(" ", "")))
     except (ValueError, ZeroDivisionError, OverflowError) as error:
         raise OptionError(f"{name}: expected a number such as 0.5 or 1/255, found {text!r}") from error
 
@@ -254,7 +254,7 @@ def _numbers(text: str | float | Sequence[float], name: str) -> tuple[float, ...
         if text in PRESETS:
             return cast(tuple[float, ...], PRESETS[text][name])
         return tuple(_number(piece, name) for piece in text.split(",") if piece.strip())
-    return (float(text),) if isinstance(text, (int, float)) else tuple(float(number) for number in text)
+    return (float(text),) if isinstance(text, (int, float)) else tuple(_number(number, name) for number in text)
 
 
 def _size(text: str | int | Sequence[int], name: str) -> tuple[int, int] | int:

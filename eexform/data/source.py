@@ -172,7 +172,7 @@ def open_with(text: str, options: SourceOptions) -> DataSource:
     if prefix in known:
         opened = plugins.load(GROUP, prefix).open(rest if colon else "", options)
     else:
-        takers = [name for name in known if _takes(plugins.load(GROUP, name), text)]
+        takers = [name for name in known if _takes(name, text)]
         if not takers:
             raise DataError(_nothing_takes(text, known))
         opened = plugins.load(GROUP, takers[0]).open(text, options)
@@ -184,8 +184,11 @@ def open_with(text: str, options: SourceOptions) -> DataSource:
     return found
 
 
-def _takes(source: Any, text: str) -> bool:
-    takes = getattr(source, "takes", None)
+def _takes(name: str, text: str) -> bool:
+    try:
+        takes = getattr(plugins.load(GROUP, name), "takes", None)
+    except OptionError:
+        return False  # a plug-in that cannot be imported: an error only where it is asked for by name
     return bool(takes(text)) if takes is not None else False
 
 

@@ -45,17 +45,18 @@ def with_shapes(model: onnx.ModelProto, given: Mapping[str, Sequence[int | str]]
     inputs = {value.name: value for value in model.graph.input if value.name not in constants}
     for name, shape in given.items():
         if name not in inputs:
-            raise ModelError(f"input_shapes: the model has no input {name!r}: {suggest(name, inputs)}")
+            raise ModelError(f"--shape (input_shapes): the model has no input {name!r}: {suggest(name, inputs)}")
         old = inputs[name].type.tensor_type
         dims = [dim.dim_value if dim.HasField("dim_value") else None for dim in old.shape.dim]
         if old.HasField("shape") and not _fits(dims, shape):
             listed = [dim.dim_param or dim.dim_value or "?" for dim in old.shape.dim]
-            raise ModelError(f"input_shapes: {list(shape)} does not fit input {name!r}, whose shape is {listed}")
+            raise ModelError(f"--shape (input_shapes): {list(shape)} does not fit input {name!r}, whose shape is {listed}")
     for name, value in inputs.items():
         tensor = value.type.tensor_type
         if value.type.WhichOneof("value") == "tensor_type" and not tensor.HasField("shape") and name not in given:
             raise ModelError(
-                f"input {name!r} has no shape in the model: give it, batch first: input_shapes={{{name!r}: ['N', ...]}}"
+                f"input {name!r} has no shape in the model: give it, batch first: --shape {name}=N,... "
+                f"(in Python input_shapes={{{name!r}: ['N', ...]}})"
             )
     if not given:
         return model

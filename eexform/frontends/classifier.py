@@ -33,9 +33,10 @@ def choose_output(draft: gs.Graph, output: str | None) -> None:
             listing = ", ".join(f"{name!r} {_declared(tensor)}" for name, tensor in tensors.items())
             raise ModelError(
                 f"the model has {len(tensors)} outputs and {'none' if not fitting else 'several'} could be the class "
-                f"scores [batch, classes]: {listing}; name it with output="
+                f"scores [batch, classes]: {listing}; name it with --output (in Python output=)"
             )
-        draft.outputs = [tensors[fitting[0]]]
+        tensors = {fitting[0]: tensors[fitting[0]]}
+    draft.outputs = list(tensors.values())
 
 
 def check_outputs(graph: Graph) -> None:
@@ -89,7 +90,7 @@ def scores_of(graph: Graph, given: Scores | None) -> Scores:
         raise ModelError(
             f"output {graph.final!r} comes from node {node.name!r} ({node.op}): independent labels, not one class per "
             "sample, so 'the most likely class' and its confidence mean nothing. If the classes do exclude each other, "
-            "give scores='probabilities'"
+            "give --scores probabilities (in Python scores='probabilities')"
         )
     if node.op == "Exp":
         before = producers.get(node.inputs[0].name)

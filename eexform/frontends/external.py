@@ -5,6 +5,7 @@ A model file comes from anywhere, so a location may only name a file inside the 
 
 from __future__ import annotations
 
+import math
 import mmap
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,9 @@ import numpy as np
 import onnx
 
 from eexform.errors import ModelError
+
+_TYPES = frozenset(onnx.TensorProto.DataType.values()) - {onnx.TensorProto.UNDEFINED, onnx.TensorProto.STRING}
+_MOST = 2**48  # elements; no file is larger
 
 
 class ExternalData:
@@ -39,6 +43,14 @@ class ExternalData:
             wanted = None if length is None else int(length)
         except ValueError as error:
             raise ModelError(f"parameter {tensor.name!r}: its external data entry is damaged: {entries}") from error
+        if tensor.data_type not in _TYPES:
+            raise ModelError(f"parameter {tensor.name!r}: external data of element type {tensor.data_type} is unknown")
+        dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type))
+        count = math.prod(tensor.dims)
+        if min(tensor.dims, default=0) < 0 or count > _MOST:
+            raise ModelError(f"parameter {tensor.name!r}: shape {list(tensor.dims)} is not possible; it may be damaged")
+        if not count:
+            return np.zeros(tuple(tensor.dims), dtype)
         mapped = self._mapped(path)
         end = len(mapped) if wanted is None else offset + wanted
         if offset < 0 or end > len(mapped) or end < offset:
@@ -46,10 +58,6 @@ class ExternalData:
                 f"parameter {tensor.name!r}: needs bytes {offset} to {end} of {path.name!r}, which has {len(mapped)}: "
                 "the file is truncated or belongs to another model"
             )
-        dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type))
-        count = int(np.prod(tensor.dims, dtype=np.int64))
-        if count == 0:
-            return np.zeros(tuple(tensor.dims), dtype)
         if dtype.kind in "fiub":
             if (wanted is not None and wanted != count * dtype.itemsize) or count * dtype.itemsize > end - offset:
                 raise ModelError(
@@ -62,7 +70,10 @@ class ExternalData:
         inline.ClearField("external_data")
         inline.data_location = onnx.TensorProto.DEFAULT
         inline.raw_data = mapped[offset:end]
-        return onnx.numpy_helper.to_array(inline)
+        try:
+            return onnx.numpy_helper.to_array(inline)
+        except ValueError as error:
+            raise ModelError(f"parameter {tensor.name!r}: its external data does not fit its shape: {error}") from error
 
     def _path(self, name: str, location: str) -> Path:
         if self._folder is None:
@@ -71,7 +82,8 @@ class ExternalData:
                 "model from its path"
             )
         relative = Path(location)
-        inside = location and not relative.is_absolute() and ".." not in relative.parts and "\\" not in location
+        odd = not location or "\0" in location or "\\" in location
+        inside = not odd and not relative.is_absolute() and ".." not in relative.parts
         path = self._folder / relative
         if not inside or not path.resolve().is_relative_to(self._folder.resolve()):
             raise ModelError(

@@ -21,7 +21,7 @@ from eexform.errors import EexformError, GraphError, ModelError
 from eexform.frontends import batch, classifier, names, opset, skeleton
 from eexform.frontends.external import ExternalData, is_external, tensors
 from eexform.frontends.opset import first_line
-from eexform.ir.checks import check_finite
+from eexform.ir.checks import check, check_finite
 from eexform.ir.exits import Scores
 from eexform.ir.graph import Graph
 from eexform.ir.serialize import read_metadata, save, to_model
@@ -66,7 +66,8 @@ def load(
             model, path.parent, scores=scores, output=output, input_shapes=input_shapes, min_opset=min_opset
         )
     except EexformError as error:
-        raise type(error)(f"{path}: {error}") from error
+        error.args = (f"{path}: {error}",)  # kinds of errors differ in what their constructors want
+        raise
 
 
 def from_model(
@@ -105,7 +106,7 @@ def from_model(
     draft = _import(model, external)
     if exits:
         if output is not None:
-            raise ModelError("the file has exits: its outputs are fixed, leave out output=")
+            raise ModelError("the file has exits: its outputs are fixed, leave out --output (output=)")
     else:
         classifier.choose_output(draft, output)
     names.tidy(draft)
@@ -113,8 +114,10 @@ def from_model(
 
     graph = Graph(draft, exits=exits, metadata=_without_paths(metadata))
     graph.scores = classifier.scores_of(graph, scores or kind)
-    classifier.check_outputs(graph)
     try:
+        if exits:
+            check(graph)
+        classifier.check_outputs(graph)
         check_finite(graph)
     except GraphError as error:
         raise ModelError(str(error)) from error

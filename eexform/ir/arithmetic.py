@@ -8,19 +8,18 @@ Operators in neither list have no rule and :func:`node_macs` returns ``None`` fo
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Mapping
 
 import onnx_graphsurgeon as gs
 
 from eexform.errors import GraphError
 from eexform.ir.graph import BATCH
+from eexform.ir.inference import split_dim
 from eexform.ir.types import Dim, TensorType
 
 Types = Mapping[str, TensorType]
 Bindings = Mapping[str, int]
 
-_PRODUCT = re.compile(r"(\d+)\s*\*\s*([A-Za-z_]\w*)")
 _MICROSOFT = "com.microsoft"
 
 _ZERO = {
@@ -82,10 +81,9 @@ def size_of(dim: Dim, where: str, bindings: Bindings | None = None) -> int:
     if isinstance(dim, str):
         if dim in known:
             return int(known[dim])
-        product = _PRODUCT.fullmatch(dim)
-        if product and product[2] in known:
-            return int(product[1]) * int(known[product[2]])
-        symbol = product[2] if product else dim
+        factor, symbol = split_dim(dim)
+        if symbol in known:
+            return factor * int(known[symbol])
         raise GraphError(
             f"value {where!r}: dimension {dim!r} has no number, so work cannot be counted; "
             f"bind it, e.g. {symbol}=128: bindings={{{symbol!r}: 128}}, or load the model with that input shape"

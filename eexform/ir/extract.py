@@ -85,9 +85,13 @@ def _check_free(draft: gs.Graph, part: Graph, prefix: str) -> None:
     values = {tensor.name for node in draft.nodes for tensor in (*node.inputs, *node.outputs)}
     values.update(tensor.name for tensor in draft.inputs)
     for node in part.nodes:
-        need(prefix + node.name not in nodes, f"the graph has a node {prefix + node.name!r} already", GraphError)
+        _need_free(prefix + node.name, nodes, "node")
     for name in set(part.tensors) - set(part.inputs):
-        need(prefix + name not in values, f"the graph has a value {prefix + name!r} already", GraphError)
+        _need_free(prefix + name, values, "value")
+
+
+def _need_free(name: str, taken: set[str], what: str) -> None:
+    need(name not in taken, f"the graph has a {what} called {name!r} already; rename it in the model", GraphError)
 
 
 class _Part:

@@ -23,8 +23,8 @@ BATCH = "N"
 class Graph:
     """A classifier as a flat ONNX graph, with its exits as data.
 
-    A ``Graph`` is a value: nobody changes one that was handed out. To edit, take :meth:`copy` (weights are shared, nodes
-    are not), change the copy's :attr:`gs` and build a new ``Graph`` with :meth:`replace`.
+    A ``Graph`` is a value: nobody changes one that was handed out. To edit, take :meth:`copy` (weights are shared,
+    nodes are not), change the copy's :attr:`gs` and build a new ``Graph`` with :meth:`replace`.
 
     The first output of :attr:`gs` is the final classifier; the outputs after it are the exits' scores, in the order of
     :attr:`exits` (so no clean-up can mistake a head for dead code).
@@ -117,7 +117,7 @@ class Graph:
             raise GraphError(f"the graph has no value {name!r}: {suggest(name, self.tensors)}")
         return self.tensors[name]
 
-    # -- analyses, computed once ----------------------------------------------------------------------------------------
+    # -- analyses, computed once ---------------------------------------------------------------------------------------
 
     @cached_property
     def types(self) -> Mapping[str, TensorType]:
@@ -140,7 +140,7 @@ class Graph:
 
         return digest(self)
 
-    # -- new graphs from this one ---------------------------------------------------------------------------------------
+    # -- new graphs from this one --------------------------------------------------------------------------------------
 
     def copy(self) -> Graph:
         """A graph that can be edited without touching this one; weights are shared."""

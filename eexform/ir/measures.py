@@ -155,8 +155,8 @@ def to_probabilities(scores: np.ndarray, kind: Scores, temperature: float = 1.0)
 def softmax(logits: np.ndarray) -> np.ndarray:
     """Softmax of [n, classes] over the classes, in float32.
 
-    Few classes are put first inside: numpy reduces a few long rows several times faster than many short ones, and searches
-    call this a lot. With many classes the pairwise sum along a row is the more exact one.
+    Few classes are put first inside: numpy reduces a few long rows several times faster than many short ones, and
+    searches call this a lot. With many classes the pairwise sum along a row is the more exact one.
     """
     if logits.shape[-1] <= _FEW:
         columns = np.ascontiguousarray(logits.T, dtype=np.float32)

@@ -1,7 +1,8 @@
 """The rule for leaving, simulated from cached scores; and exits that carry what earlier exits said.
 
 A sample leaves at the first exit whose confidence reaches the exit's threshold; samples that never leave get the final
-scores. Comparisons are made in float32, as in the exported network.
+scores. Comparisons are made in float32, as in the exported network. Scores that are not numbers are refused here; an
+exported network has to go on, and there a confidence that is not a number never leaves.
 """
 
 from __future__ import annotations

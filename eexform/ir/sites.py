@@ -30,6 +30,7 @@ from eexform.ir.types import Dim, TensorType
 
 Kind = Literal["spatial", "sequence", "flat"]
 
+_FLOATS = frozenset({None, np.dtype(np.float32)})  # element types that heads read and write; None: not known
 _REGION = 256  # nodes looked at between a root and its post-dominator; followers of one layer are a dozen at most
 
 
@@ -121,10 +122,9 @@ class _Finder:
         self.types = graph.types
         self.axes = channel_axes(flow, self.types)
         self.roles = {name: self._role(name) for name in flow.topological if name not in flow.shape_nodes}
-        self.layers = flow.bits(name for name, kind in self.roles.items() if kind is Role.LAYER and name in flow.needed)
-        self.work = self.layers | flow.bits(
-            name for name, kind in self.roles.items() if kind is Role.PRODUCT and name in flow.needed
-        )
+        needed = {name: kind for name, kind in self.roles.items() if name in flow.needed}
+        self.layers = flow.bits(name for name, kind in needed.items() if kind is Role.LAYER)
+        self.work = flow.bits(name for name, kind in needed.items() if kind in (Role.LAYER, Role.PRODUCT))
         self.values = [v for v in (*flow.inputs, *self._made()) if self._carries_samples(v)]
         self.roots, self.depths = self._find_roots()
         self.reach = self._find_reach()
@@ -198,8 +198,7 @@ class _Finder:
 
     def _cheap_between(self, node: str, meet: str) -> bool:
         """Whether no node behind ``node`` up to and including ``meet`` is a layer."""
-        seen = {node}
-        queue = deque([node])
+        seen, queue = {node}, deque([node])
         while queue:
             for tensor in self.flow.nodes[queue.popleft()].outputs:
                 for after in self.flow.data_consumers(tensor.name):
@@ -258,6 +257,9 @@ class _Finder:
         if found is None or found.dtype is None or found.shape is None:
             by = self.flow.producer.get(value)
             return "its type is not known" + (f" (operator {self.flow.nodes[by].op!r} of node {by!r})" if by else "")
+        for name in (value, self.graph.final):
+            if (kind := self.types[name].dtype) not in _FLOATS:
+                return f"{name!r} holds {kind} numbers; heads are float32: convert the model to float32"
         if not self.flow.is_data(value):
             return "it is computed from sizes and constants alone and says nothing about the sample"
         if found.batch_axis is None:
@@ -270,11 +272,9 @@ class _Finder:
         """What is wrong with the place of the value in the network."""
         if value not in self.flow.producer:
             return "it is an input of the network; no layer with weights comes before it"
-        node = self.flow.producer[value]
-        if node not in self.flow.needed:
+        if (node := self.flow.producer[value]) not in self.flow.needed:
             return "it does not lead to the final output"
-        done = self.flow.ancestor_bits([value])
-        if not done & self.layers:
+        if not (done := self.flow.ancestor_bits([value])) & self.layers:
             return "no layer with weights comes before it"
         if fault := self._nothing_left(done):
             return fault
@@ -325,8 +325,7 @@ class _Finder:
             return f"the channels of {found} are on axis {axes[0]}, between others"
         else:
             kind = "sequence" if rank == 3 and axes == (2,) else "spatial"
-        channels = (found.shape or ())[axes[0]]
-        if not isinstance(channels, int) or channels < 2:
+        if not isinstance(channels := (found.shape or ())[axes[0]], int) or channels < 2:
             return f"{channels} channels: a head needs a fixed number of at least 2"
         live = self.flow.cut(self.flow.producer[value]) or ()
         site = Site(value, kind, channels, axes[0], shape, self._stride(kind, found, axes), live)
@@ -394,8 +393,7 @@ class _Finder:
 
     def _duplicate(self, value: str, best: Site) -> str:
         by, after = self.flow.producer[value], self.flow.data_consumers(value)[0]
+        ops = self.flow.nodes
         if self.flow.ancestor_bits([value]) >> self.flow.index(self.flow.producer[best.value]) & 1:
-            return (
-                f"the site {best.value!r} comes before it without a layer in between ({self.flow.nodes[by].op} {by!r})"
-            )
-        return f"followed by {self.flow.nodes[after].op} {after!r}, not by a layer; the site is {best.value!r}"
+            return f"the site {best.value!r} comes before it without a layer in between ({ops[by].op} {by!r})"
+        return f"followed by {ops[after].op} {after!r}, not by a layer; the site is {best.value!r}"

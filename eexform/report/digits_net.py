@@ -13,6 +13,7 @@ from eexform.heads import with_parameters
 from eexform.heads.blocks import HeadEmitter, conv_bn_relu
 from eexform.ir.graph import BATCH, Graph
 from eexform.progress import Progress, Silent
+from eexform.training.threads import torch_threads
 
 WIDTHS = (16, 32, 64)
 BLOCKS = 3
@@ -64,7 +65,8 @@ def train_digits(
     optimiser = torch.optim.AdamW(module.parameters(), lr=3e-3, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=3e-3, total_steps=epochs * steps)
     module.train()
-    with (progress or Silent()).task("training the trunk", epochs * steps) as task:
+    # One thread: with images this small a second one mostly waits, and costs many times its worth on a busy machine.
+    with torch_threads(1), (progress or Silent()).task("training the trunk", epochs * steps) as task:
         for epoch in range(epochs):
             for batch in bound.batches("head_train", batch_size, seed=seed, augment=True, epoch=epoch):
                 assert batch.labels is not None

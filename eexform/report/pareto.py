@@ -11,7 +11,7 @@ from eexform.search.run import Run
 def pareto(run: Run) -> dict[str, Any]:
     """What ``eexform pareto --json`` prints; the keys are stable.
 
-    ``trunk``: accuracy and cost of the model itself. ``plans``: by rising cost; ``test`` has the same keys as ``select``.
+    ``trunk``: accuracy and cost of the model itself. ``plans``: by rising cost; ``test`` has the keys of ``select``.
     """
     front = run.front
     trunk, facts = front.trunk, run.facts

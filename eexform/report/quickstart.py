@@ -55,7 +55,7 @@ class Quickstart:
 
 
 def free_folder(wanted: str | Path) -> Path:
-    """``wanted``, or the first of ``wanted-2``, ``wanted-3``, ... that does not exist, so that nothing is overwritten."""
+    """``wanted``, or the first of ``wanted-2``, ``wanted-3``, ... that does not exist: nothing is overwritten."""
     path, number = Path(wanted), 1
     while path.exists():
         number += 1

@@ -1,12 +1,20 @@
-"""Tables for people, each from the plain values that ``--json`` prints."""
+"""Tables for people, each from the plain values that ``--json`` prints.
+
+They stay readable at 80 columns: numbers are short and to the right, long names of values stand once, in a legend.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from graphlib import TopologicalSorter
+from string import ascii_uppercase
+from typing import Any, Literal
 
 import numpy as np
-from rich.console import Group, RenderableType
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.measure import Measurement
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -17,8 +25,8 @@ SHOWN = 25
 def amount(number: float) -> str:
     """A count with a suffix: ``40.6 M``."""
     for size, suffix in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
-        if abs(number) >= size:
-            return f"{number / size:.3g}{suffix}" if abs(number) < 100 * size else f"{number / size:.1f}{suffix}"
+        if abs(number) >= 0.9995 * size:
+            return f"{number / size:.3g}{suffix}" if abs(number) < 999.5 * size else f"{number / size:.0f}{suffix}"
     return f"{number:.4g}"
 
 
@@ -26,32 +34,36 @@ def inspection(plain: Mapping[str, Any], rejected: bool = False) -> RenderableTy
     """Of ``eexform inspect``."""
     inputs = ", ".join(f"{entry['name']} {_shape(entry['shape'])}" for entry in plain["inputs"])
     lines = [
-        f"{plain['name'] or 'model'}: {plain['nodes']} nodes, opset {plain['opset']}, {amount(plain['macs'])}MACs, "
-        f"{amount(plain['params'])}parameters",
+        f"{plain['name'] or 'model'}: {plain['nodes']} nodes, opset {plain['opset']}, {_unit(plain['macs'], 'MACs')}, "
+        f"{_unit(plain['params'], 'parameters')}",
         f"{inputs} -> {plain['output']} ({plain['classes']} classes, {plain['scores']})",
     ]
     if plain["uncounted"]:
         named = ", ".join(f"{entry['node']} ({entry['operator']})" for entry in plain["uncounted"][:5])
-        lines.append(f"not counted in MACs, no rule for the operator: {named}")
-    table = _table(f"{len(plain['sites'])} sites", "value", "shape", "stride", "MACs before", "share", "params", "carried")
+        more = len(plain["uncounted"]) - 5
+        lines.append(f"not counted in MACs, no rule for the operator: {named}" + (f" and {more} more" if more > 0 else ""))
+    carried = Labels(value for site in plain["sites"] for value in site["live"] if value != site["value"])
+    table = _table("\nvalue", "\nshape", ">\nstride", ">MACs\nbefore", ">\n%", ">params\nbefore", "also\ncarries")
     for site in plain["sites"]:
         table.add_row(
             site["value"],
             _shape(site["shape"]),
             "" if site["stride"] is None else str(site["stride"]),
             amount(site["macs_before"]),
-            f"{100 * site['macs_before'] / max(1, plain['macs']):.1f} %",
+            f"{100 * site['macs_before'] / max(1, plain['macs']):.1f}",
             amount(site["params_before"]),
-            ", ".join(site["live"]),
+            " ".join(carried[value] for value in site["live"] if value != site["value"]),
         )
-    parts: list[RenderableType] = [*map(_plain, lines), table]
+    parts = _paragraphs(lines)
+    parts += [_title(f"{len(plain['sites'])} sites, in the order in which a sample meets them"), table]
+    parts += carried.legend("also carried:")
     if rejected:
-        why = _table(f"{len(plain['rejected'])} other values", "value", "why it is no site")
+        why = _table("value", "why it is no site")
         for entry in plain["rejected"]:
             why.add_row(entry["value"], entry["reason"])
-        parts.append(why)
+        parts += [_title(f"{len(plain['rejected'])} other values"), why]
     elif plain["rejected"]:
-        parts.append(_plain(f"{len(plain['rejected'])} other values are no sites: --rejected says why"))
+        parts += _paragraphs([f"{len(plain['rejected'])} other values are no sites: --rejected says why"])
     return Group(*parts)
 
 
@@ -59,51 +71,77 @@ def pareto(plain: Mapping[str, Any], every: bool = False) -> RenderableType:
     """Of ``eexform pareto``: the front, thinned evenly over cost where it is long."""
     trunk, run = plain["trunk"], plain["run"]
     objective = run["objective"]
-    whole = trunk["cost"][objective]
+    accuracy = "agreement" if run["labels"] == "none" else "accuracy"
     lines = [
-        f"model alone: {_percent(trunk['accuracy_select'])} on select, {_percent(trunk['accuracy_test'])} on test, "
-        f"{amount(trunk['macs'])}MACs"
-        + ("" if objective == "macs" else f", {objective} {whole:.4g}")
+        f"model alone: {accuracy} {_percent(trunk['accuracy_select'])} on select, {_percent(trunk['accuracy_test'])} on "
+        f"test; {_unit(trunk['macs'], 'MACs')}" + ("" if objective == "macs" else f", {objective} {trunk['cost'][objective]:.4g}")
     ]
+    if run["uncounted"]:
+        named = ", ".join(f"{node} ({operator})" for node, operator in run["uncounted"][:5])
+        more = len(run["uncounted"]) - 5
+        lines.append(f"not counted in MACs, no rule for the operator: {named}" + (f" and {more} more" if more > 0 else ""))
     if run["memorisation"]:
         lines.append(run["memorisation"]["message"])
     if run["state"] != "done":
         lines.append(f"the run is not finished (state: {run['state']}); go on with --resume")
-    plans = plain["plans"] if every else thin(plain["plans"], SHOWN, objective)
-    table = _table(
-        f"front: {len(plain['plans'])} plans" + (f", {len(plans)} shown" if len(plans) < len(plain["plans"]) else ""),
-        "#",
-        "select",
-        "points",
-        f"{objective}",
-        "test",
-        "points",
-        f"{objective}",
-        "worst",
-        "leave at (share of test)",
+    shown = list(plain["plans"]) if every else thin(plain["plans"], SHOWN, objective)
+    if plain["knee"] is not None and not any(plan["index"] == plain["knee"] for plan in shown):
+        shown = sorted([*shown, plain["plans"][plain["knee"]]], key=lambda plan: plan["index"])
+    labels = Labels(_places(shown))
+    table = _Fitting(_front(plain, shown, labels, grid=True), _front(plain, shown, labels, grid=False))
+    title = f"front: {_count(len(plain['plans']), 'plan')}"
+    if len(shown) < len(plain["plans"]):
+        title += f", {len(shown)} of them here (--all shows every one)"
+    meaning = (
+        f"acc: {accuracy} in %; points: against the model alone; cost and worst: {objective} on average and on the "
+        "dearest path, in % of the model's"
     )
-    for plan in plans:
+    parts = [*_paragraphs(lines), _title(title), *_paragraphs([meaning]), table]
+    if plain["knee"] is not None:
+        parts += _paragraphs(["* the knee, which --pick knee takes"])
+    return Group(*parts, *labels.legend("exits, end is the model's own classifier:"))
+
+
+def _front(plain: Mapping[str, Any], shown: Sequence[Mapping[str, Any]], labels: Labels, *, grid: bool) -> Table:
+    """The plans; with ``grid``, the shares of samples that leave stand in columns."""
+    trunk, objective = plain["trunk"], plain["run"]["objective"]
+    whole = trunk["cost"][objective]
+    places = [*labels.values(), "end"]
+    header = "".join(f"{place:>4}" for place in places)[1:]
+    rates = f"leave at, % of test\n{header}" if grid else "leave at,\n% of test"
+    table = _table(">#", ">select\nacc", ">\npoints", ">\ncost", ">test\nacc", ">\npoints", ">\ncost", ">\nworst", rates, gap=1)
+    table.columns[4].min_width = 7
+    table.columns[-1].no_wrap = grid
+    for plan in shown:
         select, test = plan["select"], plan["test"]
+        knee = plan["index"] == plain["knee"]
         table.add_row(
-            f"{plan['index']}{' knee' if plan['index'] == plain['knee'] else ''}",
-            _percent(select["accuracy"]),
+            f"{plan['index']}{'*' if knee else ' '}",
+            f"{100 * select['accuracy']:.2f}",
             _points(select["accuracy"], trunk["accuracy_select"]),
-            f"{100 * select['cost'][objective] / whole:.1f} %",
-            _percent(test["accuracy"]),
+            f"{100 * select['cost'][objective] / whole:.1f}",
+            f"{100 * test['accuracy']:.2f}",
             _points(test["accuracy"], trunk["accuracy_test"]),
-            f"{100 * test['cost'][objective] / whole:.1f} %",
-            f"{100 * plan['worst']['cost'][objective] / whole:.1f} %",
-            leaving(plan),
+            f"{100 * test['cost'][objective] / whole:.1f}",
+            f"{100 * plan['worst']['cost'][objective] / whole:.1f}",
+            _columns(plan, labels) if grid else leaving(plan, labels),
+            style="bold" if knee else None,
         )
-    return Group(*map(_plain, lines), table)
+    return table
 
 
-def leaving(plan: Mapping[str, Any]) -> str:
-    """``relu_9 61 %, relu_13 20 %, end 19 %``."""
-    places = [*(entry["site"] for entry in plan["exits"]), "end"]
-    return ", ".join(
-        f"{place} {100 * rate:.0f} %" for place, rate in zip(places, plan["test"]["rates"], strict=True)
-    )
+def _columns(plan: Mapping[str, Any], labels: Labels) -> str:
+    """Shares under their letters; a dot where the plan has no such exit."""
+    sites = [*(exit_["site"] for exit_ in plan["exits"]), None]
+    rates = dict(zip(sites, plan["test"]["rates"], strict=True))
+    return "".join(f"{_rate(rates[site]) if site in rates else '.':>4}" for site in [*labels, None])[1:]
+
+
+def leaving(plan: Mapping[str, Any], names: Mapping[str, str] | None = None) -> str:
+    """``relu_9:61 relu_13:20 end:19``: percent of the test split per exit, sites renamed by ``names``."""
+    places = [exit_["site"] if names is None else names[exit_["site"]] for exit_ in plan["exits"]]
+    rates = [_rate(rate) for rate in plan["test"]["rates"]]
+    return " ".join(f"{place}:{rate}" for place, rate in zip([*places, "end"], rates, strict=True))
 
 
 def thin(plans: Sequence[Mapping[str, Any]], most: int, objective: str) -> list[Mapping[str, Any]]:
@@ -118,87 +156,225 @@ def thin(plans: Sequence[Mapping[str, Any]], most: int, objective: str) -> list[
 
 def exported(plain: Mapping[str, Any]) -> RenderableType:
     """Of ``eexform export``."""
-    plan, trunk = plain["plan"], plain["trunk"]
+    plan, trunk, objective = plain["plan"], plain["trunk"], plain["objective"]
+    whole = trunk["cost"][objective]
+    table = _table("exit at", "head", "measure", ">threshold", ">leave, %")
+    for exit_, rate in zip(plan["exits"], plan["test"]["rates"], strict=False):
+        threshold = exit_["threshold"] if isinstance(exit_["threshold"], str) else f"{exit_['threshold']:.4f}"
+        table.add_row(exit_["site"], exit_["head"], exit_["measure"], threshold, _rate(rate))
+    table.add_row("end", "", "", "", _rate(plan["test"]["rates"][-1]))
     lines = [
-        f"wrote {plain['out']} (form {plain['form']}): plan {plan['index']}, {len(plan['exits'])} exits",
+        f"wrote {plain['out']} (form {plain['form']}): plan {plan['index']}, {_count(len(plan['exits']), 'exit')}",
         f"predicted on test: {_percent(plan['test']['accuracy'])} "
         f"({_points(plan['test']['accuracy'], trunk['accuracy_test'])} points), "
-        f"{100 * plan['test']['macs'] / trunk['macs']:.1f} % of the MACs, "
-        f"worst case {100 * plan['worst']['macs'] / trunk['macs']:.1f} %; {leaving(plan)}",
+        f"{100 * plan['test']['cost'][objective] / whole:.1f} % of the model's {objective}, "
+        f"worst case {100 * plan['worst']['cost'][objective] / whole:.1f} %",
     ]
-    return Group(*map(_plain, lines))
+    return Group(*_paragraphs(lines), table)
 
 
 def verification(plain: Mapping[str, Any]) -> RenderableType:
     """Of ``eexform verify``."""
-    table = _table(f"form {plain['form']}, {plain['samples']} samples", "check", "", "detail")
+    table = _table("check", "", "detail")
     for check in plain["checks"]:
         verdict = Text("ok", style="green") if check["ok"] else Text("FAILED", style="bold red")
         table.add_row(check["name"], verdict, check["detail"])
+    failed = sum(not check["ok"] for check in plain["checks"])
     ties = f" ({plain['near_ties']} samples within 1e-6 of a threshold)" if plain["near_ties"] else ""
-    return Group(table, _plain(("verified" if plain["ok"] else "NOT verified") + ties))
+    verdict = f"verified: {len(plain['checks'])} checks" if plain["ok"] else f"NOT verified: {_count(failed, 'check')} failed"
+    return Group(_title(f"form {plain['form']}, {plain['samples']} samples"), table, *_paragraphs([verdict + ties]))
 
 
 def timings(plain: Mapping[str, Any], reference: str | None = None) -> RenderableType:
     """Of ``eexform bench``."""
     base = {entry["batch"]: entry for entry in plain["results"] if entry["file"] == reference}
-    table = _table(plain["device"], "file", "batch", "median ms", "mean ms", "p95 ms", "mean against reference")
+    columns = ["file", ">batch", ">median ms", ">mean ms", ">p95 ms", ">batches"]
+    table = _table(*columns, *([">median", ">mean"] if base else []))
     for entry in plain["results"]:
-        other = base.get(entry["batch"])
-        table.add_row(
+        row = [
             entry["file"],
             str(entry["batch"]),
             f"{entry['median_ms']:.3f}",
             f"{entry['mean_ms']:.3f}",
             f"{entry['p95_ms']:.3f}",
-            f"{entry['mean_ms'] / other['mean_ms']:.3f}x" if other else "",
-        )
-    return table
+            str(entry["count"]),
+        ]
+        if base:
+            other = base[entry["batch"]]
+            row += [f"{entry[figure] / other[figure]:.3f}x" for figure in ("median_ms", "mean_ms")]
+        table.add_row(*row)
+    parts = [_title(f"{plain['device']}; milliseconds per batch"), table]
+    if base:
+        parts += _paragraphs([f"x: against {reference}; the mean is what a stream of samples costs"])
+    return Group(*parts)
 
 
 def applied(plain: Mapping[str, Any]) -> RenderableType:
     """Of ``eexform apply``."""
-    lines = [f"wrote {plain['out']} (form {plain['form']}): {plain['nodes']} nodes before lowering, {len(plain['exits'])} exits"]
+    form = "no exits" if plain["form"] == "none" and not plain["exits"] else f"form {plain['form']}"
+    lines = [
+        f"wrote {plain['out']} ({form}): {plain['nodes']} nodes before lowering, {_count(len(plain['exits']), 'exit')}"
+        + ("" if plain["changed"] else "; no pass changed anything")
+    ]
     lines += [f"  {note}" for note in plain["notes"]]
     lines += [f"  skipped {skip['where']}: {skip['why']}" for skip in plain["skipped"]]
-    return Group(*map(_plain, lines))
+    return Group(*_paragraphs(lines))
 
 
 def passes(plain: Mapping[str, Any]) -> RenderableType:
     """Of ``eexform passes``."""
-    table = _table("passes", "pass", "parameter", "searched in", "default", "what it is")
-    for entry in plain["passes"]:
-        title = entry["summary"] if not entry["error"] else f"cannot be loaded: {entry['error']}"
-        table.add_row(Text(entry["name"], style="bold"), "", "", "", Text(f"{title} [{entry['distribution']}]"))
-        for item in entry["parameters"]:
-            default = "required" if item["required"] else str(item["default"])
-            table.add_row("", item["name"], item["domain"] or "not searched", default, item["help"])
-    return table
+    return _listing(plain["passes"], "parameters", lambda entry: "")
 
 
 def costs(plain: Mapping[str, Any]) -> RenderableType:
     """Of ``eexform costs``."""
-    table = _table("cost models", "model", "unit", "kind", "setting", "default", "what it is")
-    for entry in plain["costs"]:
-        title = entry["summary"] if not entry["error"] else f"cannot be loaded: {entry['error']}"
-        kind = "measured" if entry["measured"] else "static"
-        table.add_row(
-            Text(entry["name"], style="bold"), entry["unit"], kind, "", "", Text(f"{title} [{entry['distribution']}]")
-        )
-        for item in entry["settings"]:
-            table.add_row("", "", "", item["name"], "required" if item["required"] else str(item["default"]), item["help"])
+    return _listing(
+        plain["costs"], "settings", lambda entry: f", {entry['unit']}, {'measured' if entry['measured'] else 'static'}"
+    )
+
+
+def _listing(entries: Sequence[Mapping[str, Any]], key: str, about: Any) -> RenderableType:
+    """Plug-ins one below the other; their settings indented, in columns of one width throughout."""
+    items = [item for entry in entries for item in entry[key]]
+    names = max((len(item["name"]) for item in items), default=0)
+    parts: list[RenderableType] = []
+    for entry in entries:
+        where = f"  [{entry['distribution']}]" if entry["distribution"] else ""
+        if entry["error"]:
+            parts += [_named(entry["name"], where), _indented(Text(f"cannot be loaded: {entry['error']}", style="red"))]
+            continue
+        parts += [_named(entry["name"], about(entry) + where), _indented(Text(entry["summary"]))]
+        if entry[key]:
+            table = Table.grid(padding=(0, 2))
+            table.add_column(min_width=names, no_wrap=True)
+            table.add_column(min_width=8, max_width=14, overflow="fold")
+            table.add_column()
+            for item in entry[key]:
+                default = "required" if item["required"] else _default(item["default"])
+                searched = f"; searched: {item['domain']}" if item.get("domain") else ""
+                table.add_row(item["name"], default, Text(item["help"] + searched))
+            parts.append(_indented(table))
+    return Group(*parts)
+
+
+class Labels(Mapping[str, str]):
+    """Short labels A, B, C, ... for long names, in the order in which they come.
+
+    Args:
+        names: may repeat.
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._labels = {name: _letters(place) for place, name in enumerate(dict.fromkeys(names))}
+
+    def __getitem__(self, name: str) -> str:
+        return self._labels[name]
+
+    def __iter__(self) -> Any:
+        return iter(self._labels)
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def legend(self, title: str) -> list[RenderableType]:
+        """What the labels stand for; nothing where there are none."""
+        if not self._labels:
+            return []
+        grid = Table.grid(padding=(0, 2))
+        grid.add_column(justify="right")
+        grid.add_column(overflow="fold")
+        for name, label in self._labels.items():
+            grid.add_row(label, Text(name))
+        return [Text(title), _indented(grid)]
+
+
+def _places(plans: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """The sites of all plans in the order in which a sample meets them: every plan lists its own in that order."""
+    sorter: TopologicalSorter[str] = TopologicalSorter()
+    for plan in plans:
+        sites = [exit_["site"] for exit_ in plan["exits"]]
+        for before, after in zip(sites, sites[1:], strict=False):
+            sorter.add(after, before)
+        for site in sites:
+            sorter.add(site)
+    return tuple(sorter.static_order())
+
+
+def _letters(place: int) -> str:
+    text = ""
+    while place >= 0:
+        place, letter = divmod(place, 26)
+        text = ascii_uppercase[letter] + text
+        place -= 1
+    return text
+
+
+class _Fitting:
+    """The first of several renderings that the terminal is wide enough for, else the last."""
+
+    def __init__(self, *choices: RenderableType) -> None:
+        self.choices = choices
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        endless = options.update(width=10_000)
+        for choice in self.choices[:-1]:
+            if Measurement.get(console, endless, choice).maximum <= options.max_width:
+                yield choice
+                return
+        yield self.choices[-1]
+
+
+def _table(*columns: str, gap: int = 2) -> Table:
+    """A table without lines around it; a column whose name starts with ``>`` holds numbers, to the right, unbroken."""
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, gap - 1, 0, 0), header_style="bold")
+    for column in columns:
+        justify: Literal["left", "right"] = "right" if column.startswith(">") else "left"
+        table.add_column(Text(column.removeprefix(">")), justify=justify, overflow="fold", no_wrap=justify == "right")
     return table
 
 
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=Text(title), title_justify="left", show_edge=False, pad_edge=False)
-    for place, column in enumerate(columns):
-        table.add_column(Text(column), overflow="fold", no_wrap=place == 0 and len(columns) > 3)
-    return table
+def _title(text: str) -> Text:
+    return Text(text, style="bold")
 
 
-def _plain(text: str) -> Text:
-    return Text(text)
+def _named(name: str, rest: str) -> Text:
+    return Text.assemble((name, "bold"), rest)
+
+
+def _indented(what: RenderableType) -> RenderableType:
+    return Padding(what, (0, 0, 0, 2), expand=False)
+
+
+class _Line:
+    """A sentence: wrapped on a terminal, whole in a file or a pipe, where lines are searched and cut by others."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield Text(self.text) if console.is_terminal else Text(self.text, no_wrap=True, overflow="ignore")
+
+
+def _paragraphs(lines: Iterable[str]) -> list[RenderableType]:
+    return [_Line(line) for line in lines]
+
+
+def _unit(number: float, unit: str) -> str:
+    text = amount(number)
+    return f"{text}{unit}" if text[-1].isalpha() and unit == "MACs" else f"{text} {unit}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _default(value: Any) -> str:
+    return "-" if value in (None, "", [], {}) else str(value)
+
+
+def _rate(share: float) -> str:
+    """Percent; a few samples are not none."""
+    return "<1" if 0 < share < 0.005 else f"{100 * share:.0f}"
 
 
 def _shape(dims: Sequence[Any]) -> str:

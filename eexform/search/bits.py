@@ -18,6 +18,9 @@ from eexform.search.scores import HeadScores
 CHUNK = 256
 """Plans scored together: their bit sets of a few thousand samples stay in the second-level cache."""
 
+MOST_LEVELS = 65_535
+"""Levels are counted in 16 bits."""
+
 TABLE_LIMIT = 4 << 30
 """Bytes that the bit sets may take at most."""
 
@@ -84,7 +87,7 @@ class BitScorer:
         fixed: Mapping[str, float] | None = None,
         trust: float = 0.0,
     ) -> None:
-        need(levels >= 1, f"{levels} threshold levels: at least 1 is needed", OptionError)
+        need(1 <= levels <= MOST_LEVELS, f"{levels} threshold levels: 1 to {MOST_LEVELS} are possible", OptionError)
         self.scores = scores
         self.costs = dict(costs)
         self.heads: tuple[tuple[str, str], ...] = tuple((site, head) for site, heads in places for head in heads)

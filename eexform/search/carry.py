@@ -12,7 +12,7 @@ from eexform.search.judge import Judge
 from eexform.search.scores import HeadScores
 
 BUDGET = 256 << 20
-"""Bytes of states that are kept; the least recently used go first."""
+"""Bytes of states, and of what is derived from them, that are kept; the least recently used states go first."""
 
 Key = tuple[float, tuple[int, ...], bool]
 
@@ -42,6 +42,7 @@ class CarriedColumns:
         if measure not in derived:
             probabilities = measures.to_probabilities(state, self._scores.scores, 1.0)
             derived[measure] = measures.get(measure).confidence(probabilities)
+            self._hold(derived[measure].nbytes)
         return derived[measure]
 
     def answers(self, carry: float, heads: tuple[int, ...], *, final: bool = False) -> tuple[np.ndarray, np.ndarray]:
@@ -52,6 +53,7 @@ class CarriedColumns:
         if "right" not in derived:
             predicted = state.argmax(axis=1)
             derived["right"], derived["credit"] = self._judge.right(predicted), self._judge.credit(predicted)
+            self._hold(derived["right"].nbytes + derived["credit"].nbytes)
         return derived["right"], derived["credit"]
 
     def _state(self, key: Key) -> np.ndarray:
@@ -73,9 +75,12 @@ class CarriedColumns:
         state = np.asarray(policy.carry_states(outputs, temperatures, carry, data.scores)[-1])
         self._states[key] = state
         self._derived[key] = {}
-        self._held += state.nbytes
+        self._hold(state.nbytes)
+        return state
+
+    def _hold(self, size: int) -> None:
+        """Count ``size`` more bytes, and let old states go; the one in use, which came last, stays."""
+        self._held += size
         while self._held > self._budget and len(self._states) > 1:
             gone, array = self._states.popitem(last=False)
-            del self._derived[gone]
-            self._held -= array.nbytes
-        return state
+            self._held -= array.nbytes + sum(each.nbytes for each in self._derived.pop(gone).values())

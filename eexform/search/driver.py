@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from eexform import files
-from eexform.cost_models import CostModel, parse
+from eexform.cost_models import CostModel, PathCosts, parse
 from eexform.data import Dataset, memorisation, save_dataset
-from eexform.errors import OptionError, RunError
+from eexform.errors import EexformError, OptionError, RunError, StorageError, need
 from eexform.ir.graph import Graph
 from eexform.ir.serialize import save
 from eexform.passes import PassContext, Recipe, Step
@@ -19,20 +20,23 @@ from eexform.progress import Progress, Silent
 from eexform.search.bits import BitScorer
 from eexform.search.evaluation import Evaluation
 from eexform.search.folder import RunFolder
-from eexform.search.front import Front, Plan, build_front, describe_plan
-from eexform.search.genome import Individual
+from eexform.search.front import Plan, build_front, describe_plan
+from eexform.search.genome import Constraints, Individual
 from eexform.search.journal import Journal
 from eexform.search.limits import Limits
+from eexform.search.margins import with_margins
 from eexform.search.nsga2 import Settings, State, evolve
 from eexform.search.options import SearchOptions
 from eexform.search.run import Run, open_run
 from eexform.search.scorer import Candidate, Scorer
+from eexform.search.settle import settle
 from eexform.search.space import EXITS, Space, build_space
+from eexform.search.stored_costs import model_settings
 from eexform.search.variants import BoundRecipe, Variant, Variants
 from eexform.training.options import TrainOptions
 
 DEFAULT_RECIPE: tuple[tuple[str, Mapping[str, Any]], ...] = (("fold_batch_norm", {}), (EXITS, {}))
-"""Batch normalisation of the trunk is folded, then exits are inserted; runtimes fold that of the heads when they load."""
+"""Batch normalisation of the trunk is folded, then exits are inserted; runtimes fold that of the heads on loading."""
 
 
 def search(
@@ -67,53 +71,109 @@ def search(
         The run, with its front. After Ctrl-C during the search it is readable, with the state ``interrupted``.
 
     Raises:
-        EexformError: the input cannot be used, see the message.
+        EexformError: the input cannot be used, see the message. Where that shows before anything is trained, no folder
+            is made; later the run's state is ``failed``.
         KeyboardInterrupt: Ctrl-C during head training; what is trained stays, and ``resume`` goes on.
     """
     options, train, show = options or SearchOptions(), train or TrainOptions(), progress or Silent()
     limits = limits or Limits()
+    folder = RunFolder(out)
+    if resume:
+        folder.read()
+    else:
+        folder.fresh()
     dataset = data.bind(graph)
     steps = tuple((step.name, dict(step.given)) for step in recipe.steps) if recipe else DEFAULT_RECIPE
+    before = _before_exits(steps)
     models, objective = _models(cost)
-    folder = RunFolder(out)
-    facts: dict[str, Any] = {
-        "state": "training",
+    variants = Variants(graph, dataset, folder, models, options, train, show, given=steps[len(before)][1])
+    limits.bind(cost=1.0, params=1.0, accuracy=0.5)  # what is no number shows now, not after training
+    variants.places(variants.transformed(before))
+    settings: dict[str, Any] = {
         "trunk_digest": graph.digest,
         "data_digest": dataset.digest,
-        "train_digest": train.digest,
         "scores": graph.scores,
+        "labels": dataset.labels,
         "objective": objective,
+        "cost": model_settings(models[objective]),
         "recipe": Recipe(tuple(Step(name, given) for name, given in steps)).to_plain(),
         "options": options.to_json(),
         "train": train.to_json(),
+        "train_digest": train.digest,  # after what it is made from, so that a difference is named in words
         "limits": limits.to_json(),
     }
     with folder.locked():
-        _begin(folder, graph, dataset, facts, resume)
-        variants = Variants(graph, dataset, folder.bank, models, options, train, show)
-        started = time.perf_counter()
-        try:
-            return _searched(folder, variants, steps, objective, limits, facts, started, resume)
-        except KeyboardInterrupt:
-            folder.write({**facts, "state": "interrupted"})
-            raise
+        facts = _begin(folder, graph, dataset, settings, resume, show)
+        with _outcome(folder, facts):
+            _search(folder, variants, steps, objective, limits, facts)
+    return open_run(folder.path)
 
 
-def _begin(folder: RunFolder, graph: Graph, dataset: Dataset, facts: Mapping[str, Any], resume: bool) -> None:
-    """Lay down a new run, or check that an old one is the same search."""
+def _begin(
+    folder: RunFolder,
+    graph: Graph,
+    dataset: Dataset,
+    settings: Mapping[str, Any],
+    resume: bool,
+    show: Progress,
+) -> dict[str, Any]:
+    """Lay down a new run, or check that an old one is the same search. Returns the facts to go on from."""
     if not resume:
         folder.fresh()
         save(graph, folder.trunk)
         save_dataset(dataset, folder.path)
+        facts = {"state": "training", **settings}
         folder.write(facts)
-        return
-    before = folder.read()
-    for key, value in facts.items():
-        if key != "state" and before.get(key) != value:
-            raise RunError(
-                f"{folder.path}: cannot resume, the {key.replace('_', ' ')} is not that of the run: "
-                f"{_difference(before.get(key), value)}; use the same options or another --out"
-            )
+        return facts
+    facts = folder.read()
+    for key, value in settings.items():
+        if key not in facts or facts[key] == value:
+            continue
+        if key == "limits" and not folder.front.exists():
+            # no head depends on them, and limits that nothing could keep must not cost the training
+            show.say("the limits have changed: the search starts anew, with the heads that are trained")
+            folder.journal.unlink(missing_ok=True)
+            continue
+        raise RunError(
+            f"{folder.path}: cannot resume, the {key.replace('_', ' ')} is not that of the run: "
+            f"{_difference(facts[key], value)}; use the same options or another --out"
+        )
+    facts.pop("error", None)
+    facts.update(settings, state="training")
+    folder.write(facts)
+    return facts
+
+
+@contextlib.contextmanager
+def _outcome(folder: RunFolder, facts: dict[str, Any]) -> Iterator[None]:
+    """Write down how the search ended, with all that is known by then, whichever way that is."""
+    begun, earlier = time.perf_counter(), facts.get("seconds", 0.0)
+
+    def close(state: str) -> None:
+        facts.update(state=state, seconds=round(earlier + time.perf_counter() - begun, 2))
+        folder.write(facts)
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        close("interrupted")
+        raise
+    except EexformError as error:
+        facts["error"] = str(error)
+        with contextlib.suppress(StorageError):  # a full disk may be what the error is about
+            close("failed")
+        raise
+    close(facts["state"])
+
+
+@contextlib.contextmanager
+def _timed(facts: dict[str, Any], key: str) -> Iterator[None]:
+    """Add the seconds spent inside to ``facts[key]``, interrupted or not: those of a resumed run add up."""
+    begun = time.perf_counter()
+    try:
+        yield
+    finally:
+        facts[key] = round(facts.get(key, 0.0) + time.perf_counter() - begun, 2)
 
 
 def _difference(old: Any, new: Any) -> str:
@@ -132,27 +192,27 @@ def _models(cost: str | CostModel) -> tuple[dict[str, CostModel], str]:
     return models, chosen.name
 
 
-def _searched(
+def _search(
     folder: RunFolder,
     variants: Variants,
     steps: BoundRecipe,
     objective: str,
     limits: Limits,
     facts: dict[str, Any],
-    started: float,
-    resume: bool,
-) -> Run:
+) -> None:
+    """Train, search and write the front; ``facts`` learns what comes to light and ends with the run's state."""
     options, show = variants.options, variants.progress
-    base = _base(variants, steps)
+    before = _before_exits(steps)
+    with _timed(facts, "seconds_training"):
+        base = variants.of(before)
     facts["trunk"] = dict(base.bank.facts)
-    facts["seconds_training"] = round(base.report.seconds + base.report.seconds_scoring, 1)
-    facts["memory_step_bytes"] = base.report.memory_bytes
+    facts["memory_step_bytes"] = max(base.report.memory_bytes, facts.get("memory_step_bytes", 0))
     facts["memorisation"] = _memorised(base, variants.dataset, show)
     facts["uncounted"] = [list(pair) for pair in base.costs["macs"].unknown]
-    folder.write({**facts, "state": "searching"})
+    facts["state"] = "searching"
+    folder.write(facts)
 
-    steps = _with_final_temperature(steps, base)
-    graphs = [base.graph] * len(steps)
+    graphs = [*variants.stages(before)[:-1], *[base.graph] * (len(steps) - len(before))]
     space = build_space(steps, graphs, PassContext(heads=base.bank, seed=options.seed), levels=options.levels)
 
     def variant_of(individual: Individual) -> Variant:
@@ -162,7 +222,7 @@ def _searched(
         variant = variant_of(individual)
         return BitScorer(
             variant.scores("select"),
-            variant.costs,
+            {**variant.costs, objective: _with_fee(variant.costs[objective], options.exit_fee)},
             variant.places,
             measures=_measures(space),
             levels=options.levels,
@@ -171,47 +231,77 @@ def _searched(
         )
 
     constraints = limits.bind(
-        cost=base.costs[objective].trunk, params=base.costs["params"].trunk, accuracy=facts["trunk"]["accuracy"]["select"]
+        cost=base.costs[objective].trunk,
+        params=base.costs["params"].trunk,
+        accuracy=facts["trunk"]["accuracy"]["select"],
     )
     evaluation = Evaluation(space, bit_scorer, objective, constraints)
     settings = Settings(population=options.population, generations=options.generations)
     identity = {key: facts[key] for key in ("trunk_digest", "data_digest", "train_digest", "objective", "limits")}
-    journal = Journal(folder.journal, space, {**settings.to_json(), **identity, "trust": options.trust}, options.seed)
-    state = journal.resume() if resume and folder.journal.exists() else None
-    if state is None:
+    weighing = {"trust": options.trust, "exit_fee": options.exit_fee}
+    journal = Journal(folder.journal, space, {**settings.to_json(), **identity, **weighing}, options.seed)
+    with _timed(facts, "seconds_searching"):
+        state = _evolve(space, evaluation, settings, journal, options.seed, show)
+    facts["evaluated"] = state.evaluated
+    scorers: dict[str, Scorer] = {}
+
+    def scorer(variant: Variant) -> Scorer:
+        digest = variant.graph.digest
+        if digest not in scorers:
+            scorers[digest] = replace(variant.scorer(), trust=options.trust)
+        return scorers[digest]
+
+    alone = describe_plan(Candidate(), scorer(base), recipe=_alone(space, variants.bound(before)))
+    plans = [_plan(individual, evaluation, variant_of(individual), scorer) for individual in state.archive]
+    if not (plans or state.interrupted):
+        raise OptionError(_nearest(state, evaluation, variant_of, scorer, constraints))
+    files.write_json(folder.front, build_front(plans, alone, objective).to_json())
+    facts["state"] = "interrupted" if state.interrupted else "done"
+
+
+def _evolve(
+    space: Space, evaluation: Evaluation, settings: Settings, journal: Journal, seed: int, show: Progress
+) -> State:
+    """Search on from where the journal ends; Ctrl-C gives the last whole generation, where there is one."""
+    last = journal.resume() if journal.path.exists() else None
+    if last is None:
         journal.begin()
-    begun = time.perf_counter()
     with show.task("searching", settings.generations + 1) as task:
-        task.advance(0 if state is None else state.generation + 1)
+        task.advance(0 if last is None else last.generation + 1)
 
         def report(now: State) -> None:
+            nonlocal last
+            last = now
             journal.append(now)
             task.advance(1, f"{len(now.archive)} plans on the front, {now.evaluated} scored")
 
-        state = evolve(space, evaluation, settings, seed=options.seed, state=state, on_generation=report)
-    facts["seconds_searching"] = round(time.perf_counter() - begun, 2)
-    facts["evaluated"] = state.evaluated
-    front = _front(state, evaluation, variant_of, base, objective, options)
-    files.write_json(folder.front, front.to_json())
-    facts["seconds"] = round(time.perf_counter() - started, 1)
-    folder.write({**facts, "state": "interrupted" if state.interrupted else "done"})
-    return open_run(folder.path)
+        try:
+            return evolve(space, evaluation, settings, seed=seed, state=last, on_generation=report)
+        except KeyboardInterrupt:
+            if last is None:
+                raise
+            last.interrupted = True
+            return last
 
 
-def _base(variants: Variants, steps: BoundRecipe) -> Variant:
-    """The trunk from which sites and heads are taken: open tunables of trunk passes at their defaults."""
+def _before_exits(steps: BoundRecipe) -> BoundRecipe:
+    """The passes in front of ``insert_exits``.
+
+    Raises:
+        OptionError: the recipe cannot be searched.
+    """
     names = [name for name, _ in steps]
-    if names.count(EXITS) != 1:
-        raise OptionError(f"a recipe to search needs the pass {EXITS!r} exactly once, found {names.count(EXITS)} times")
-    return variants.of(steps[: names.index(EXITS)])
+    found = names.count(EXITS)
+    need(found == 1, f"a recipe to search needs the pass {EXITS!r} exactly once, found {found} times", OptionError)
+    place = names.index(EXITS)
+    need(not steps[place][1].get("untrained"), f"{EXITS}.untrained: a search is about trained heads", OptionError)
+    need("lower" not in names, "leave 'lower' out: `eexform export` lowers the plan that you pick", OptionError)
+    return steps[:place]
 
 
-def _with_final_temperature(steps: BoundRecipe, base: Variant) -> list[tuple[str, Mapping[str, Any]]]:
-    """The calibrated temperature of the trunk, for plans that carry scores, unless the recipe says one."""
-    temperature = base.bank.facts["temperature"]
-    return [
-        (name, {"final_temperature": temperature, **given} if name == EXITS else dict(given)) for name, given in steps
-    ]
+def _with_fee(costs: PathCosts, fee: float) -> PathCosts:
+    """Path costs as the search sees them: every exit that is passed counts ``fee`` of the trunk more."""
+    return replace(costs, routing=costs.routing + fee * costs.trunk)
 
 
 def _measures(space: Space) -> tuple[str, ...]:
@@ -242,32 +332,50 @@ def _memorised(base: Variant, dataset: Dataset, show: Progress) -> dict[str, Any
     return {"verdict": verdict.verdict, "message": verdict.message}
 
 
-def _front(
+def _plan(
+    individual: Individual, evaluation: Evaluation, variant: Variant, scorer: Callable[[Variant], Scorer]
+) -> Plan:
+    """An individual's plan, scored exactly on select and test."""
+    space = evaluation.space
+    candidate = with_margins(evaluation.candidate(individual), scorer(variant), keep=space.fixed_thresholds())
+    thresholds = {exit_.site: exit_.threshold for exit_ in candidate.exits}
+    genome = dict(individual.genome)
+    if (space.exits_place, "sites") in genome:  # its trunk may lack a site that the genome names
+        genome[space.exits_place, "sites"] = tuple(thresholds)
+    recipe = [
+        # the trunk's temperature counts where scores are carried: each variant has its own
+        (name, {"final_temperature": variant.temperature, **parameters} if name == EXITS else parameters)
+        for name, parameters in space.bind(genome, thresholds)
+    ]
+    return settle(describe_plan(candidate, scorer(variant), recipe=recipe), variant, scorer(variant))
+
+
+def _alone(space: Space, before: BoundRecipe) -> BoundRecipe:
+    """The recipe without exits: what every plan is compared with."""
+    empty: dict[str, Any] = {"sites": (), "heads": {}, "thresholds": {}}
+    return [*before, (EXITS, {**space.recipe[space.exits_place][1], **empty})]
+
+
+def _nearest(
     state: State,
     evaluation: Evaluation,
-    variant_of: Any,
-    base: Variant,
-    objective: str,
-    options: SearchOptions,
-) -> Front:
-    """Every archived plan scored exactly on select and test; those that others beat on select are left out."""
-    scorers: dict[str, Scorer] = {}
-
-    def scorer(variant: Variant) -> Scorer:
-        digest = variant.graph.digest
-        if digest not in scorers:
-            scorers[digest] = replace(variant.scorer(), trust=options.trust)
-        return scorers[digest]
-
-    plans: list[Plan] = []
-    for individual in state.archive:
-        variant = variant_of(individual)
-        candidate = evaluation.candidate(individual)
-        plans.append(describe_plan(candidate, scorer(variant), recipe=evaluation.recipe(individual)))
-    alone = describe_plan(Candidate(), scorer(base), recipe=_alone(evaluation.space))
-    return build_front(plans, alone, objective)
-
-
-def _alone(space: Space) -> Sequence[tuple[str, Mapping[str, Any]]]:
-    empty: dict[str, Any] = {"sites": (), "heads": {}, "thresholds": {}}
-    return [(name, {**given, **empty} if name == EXITS else dict(given)) for name, given in space.recipe]
+    variant_of: Callable[[Individual], Variant],
+    scorer: Callable[[Variant], Scorer],
+    limits: Constraints,
+) -> str:
+    """What to say where no plan keeps the limits: which one comes nearest, and what it lacks."""
+    best = min(state.population, key=lambda one: one.fitness.violation)
+    found = scorer(variant_of(best)).exact(evaluation.candidate(best), "select")
+    objective = evaluation.objective
+    figures = [
+        (f"mean {objective}", found.cost[objective], limits.max_cost),
+        (f"worst {objective}", found.worst[objective], limits.max_worst),
+        ("params", found.cost["params"], limits.max_params),
+    ]
+    lacks = [f"{name} {value:.6g} (at most {limit:.6g})" for name, value, limit in figures if value > limit]
+    if found.accuracy < limits.min_accuracy:
+        lacks.append(f"accuracy {found.accuracy:.4f} on select (at least {limits.min_accuracy:.4f})")
+    return (
+        f"no plan keeps the limits; the nearest one has {', '.join(lacks)}: loosen them and go on with --resume, "
+        "the trained heads are kept"
+    )

@@ -31,8 +31,9 @@ class Evaluation:
     Attributes:
         space: the genes.
         scorer_for: the bit scorer of an individual's trunk; asked once per variant of the trunk (a plain search has
-        one). objective: name of the cost model to be made small. constraints: limits; ``max_params`` needs the cost
-        model ``params``.
+            one).
+        objective: name of the cost model to be made small.
+        constraints: limits; ``max_params`` needs the cost model ``params``.
     """
 
     space: Space
@@ -49,6 +50,12 @@ class Evaluation:
             if self.objective not in scorer.costs:
                 raise OptionError(
                     f"objective {self.objective!r} is no cost model here: {suggest(self.objective, scorer.costs)}"
+                )
+            trunk = scorer.costs[self.objective].trunk
+            if not 0 < trunk < math.inf:
+                raise OptionError(
+                    f"the trunk costs {trunk} under {self.objective!r}, so there is nothing to save: choose another "
+                    "cost model"
                 )
             if math.isfinite(self.constraints.max_params) and "params" not in scorer.costs:
                 raise OptionError("max_params needs the cost model 'params' beside the objective")

@@ -10,19 +10,23 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from eexform._version import __version__
 from eexform import files
+from eexform._version import __version__
 from eexform.errors import RunError
 
 FORMAT = 1
 """Raised whenever an older eexform could not read the folder any more."""
 
+NEEDED = ("state", "trunk_digest", "data_digest", "train_digest", "scores")
+"""What every run's facts hold from the beginning."""
+
 
 class RunFolder:
     """Paths of a run, and the rules for opening it.
 
-    ``run.json`` (settings and state), ``trunk.onnx``, ``recipe.toml``, ``data.json`` and ``splits.npz`` (which samples
-    went where), ``bank/`` (trained heads and their scores), ``journal.jsonl`` (one line per generation), ``front.json``.
+    ``run.json`` (settings and state), ``trunk.onnx``, ``data.json`` and ``splits.npz`` (which samples went where),
+    ``bank/`` (trained heads and their scores), ``latencies/`` (path costs that were measured), ``journal.jsonl`` (one
+    line per generation), ``front.json``.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -30,8 +34,6 @@ class RunFolder:
 
     run = property(lambda self: self.path / "run.json")
     trunk = property(lambda self: self.path / "trunk.onnx")
-    recipe = property(lambda self: self.path / "recipe.toml")
-    splits = property(lambda self: self.path / "splits.npz")
     bank = property(lambda self: self.path / "bank")
     journal = property(lambda self: self.path / "journal.jsonl")
     front = property(lambda self: self.path / "front.json")
@@ -50,7 +52,9 @@ class RunFolder:
             lock = FileLock(self.path / ".lock")
             lock.acquire(timeout=0)
         except Timeout as error:
-            raise RunError(f"{self.path}: another process is working in this run; wait for it or use another --out") from error
+            raise RunError(
+                f"{self.path}: another process is working in this run; wait for it or use another --out"
+            ) from error
         except OSError as error:
             raise files.storage_error(self.path / ".lock", error) from error
         try:
@@ -78,6 +82,9 @@ class RunFolder:
                 f"{self.path}: was written by eexform {plain.get('eexform', '?')} (format {plain['format']}); this is "
                 f"{__version__}, which reads up to format {FORMAT}: upgrade eexform"
             )
+        absent = [key for key in NEEDED if key not in plain]
+        if absent:
+            raise RunError(f"{self.run}: lacks {', '.join(absent)}; it may be damaged")
         return plain
 
     def write(self, facts: Mapping[str, Any]) -> None:

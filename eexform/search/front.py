@@ -13,10 +13,9 @@ import numpy as np
 
 from eexform.errors import OptionError, RunError
 from eexform.ir.graph import Graph
+from eexform.passes.insert_exits import NAMED
 from eexform.search.archive import non_dominated
 from eexform.search.scorer import Candidate, PlannedExit, Scorer
-
-_NAMED = {"never": math.inf, "always": -math.inf}
 
 
 class PlanSource(Protocol):
@@ -54,7 +53,7 @@ class PlanExit:
     def from_json(cls, plain: Mapping[str, Any]) -> PlanExit:
         """Inverse of :meth:`to_json`."""
         threshold = plain["threshold"]
-        number = _NAMED[threshold] if isinstance(threshold, str) else float(threshold)
+        number = NAMED[threshold] if isinstance(threshold, str) else float(threshold)
         return cls(str(plain["site"]), str(plain["head"]), str(plain["measure"]), number, float(plain["temperature"]))
 
 
@@ -221,9 +220,8 @@ class Front:
 
         Args:
             text: ``knee``; an index; ``max-cost=0.6x`` (of the trunk) or ``max-cost=24.4e6`` (in the objective's
-            unit): the
-                plan judged best within; ``min-accuracy=-0.5`` (points below the trunk, on select, judged as the search did) or
-                ``min-accuracy=0.91``: the cheapest plan that has it.
+                unit): the plan judged best within; ``min-accuracy=-0.5`` (points below the trunk, on select, judged as
+                the search did) or ``min-accuracy=0.91``: the cheapest plan that has it.
 
         Raises:
             OptionError: not understood, or no plan fits; the message gives the front's range.
@@ -282,7 +280,7 @@ class Front:
             raise OptionError(
                 f"min-accuracy={value}: write points against the trunk with a sign (-0.5), or an accuracy in 0..1"
             )
-        # A difference to the trunk is judged as the search judged: the plain one on select flatters the plans that won there.
+        # A difference to the trunk is judged as the search judged: the plain one flatters plans that won on select.
         figure = _judged if relative else _accuracy
         base = figure(self.trunk)
         # half a millionth: an accuracy is a fraction of samples, the limit a rounded decimal
@@ -340,5 +338,5 @@ def _infinite(parameters: Mapping[str, Any]) -> dict[str, Any]:
     restored = dict(parameters)
     thresholds = restored.get("thresholds")
     if isinstance(thresholds, Mapping):
-        restored["thresholds"] = {s: _NAMED[t] if isinstance(t, str) else t for s, t in thresholds.items()}
+        restored["thresholds"] = {s: NAMED[t] if isinstance(t, str) else t for s, t in thresholds.items()}
     return restored

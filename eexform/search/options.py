@@ -19,9 +19,13 @@ class SearchOptions:
         max_head_share: what a head of the portfolio may cost, as a share of the trunk's MACs.
         max_live: how many tensors an exit may have to carry on.
         levels: threshold levels per head.
-        trust: weight of the trunk's calibrated opinion beside the label when an answer is judged during the search, 0-1.
-            A finite selection split rewards plans that happen to be right on it; the expected correctness
-            ``(1 - trust) * [answer = label] + trust * p_trunk(answer)`` varies less. Reported accuracies are never blended.
+        trust: weight of the trunk's calibrated opinion beside the label when an answer is judged during the search,
+            0-1. A finite selection split rewards plans that happen to be right on it; the expected correctness
+            ``(1 - trust) * [answer = label] + trust * p_trunk(answer)`` varies less. Reported accuracies are never
+            blended.
+        exit_fee: what passing an exit counts during the search beside what the cost model says, as a share of the
+            trunk's cost: a decision and a branch take time that MACs do not see, and every further exit follows the
+            selection split more closely. Limits on the cost count it too; reported costs are without it.
         population: individuals per generation.
         generations: how many.
         seed: of the search.
@@ -35,6 +39,7 @@ class SearchOptions:
     max_live: int = 3
     levels: int = 128
     trust: float = 0.3
+    exit_fee: float = 0.01
     population: int = 128
     generations: int = 60
     seed: int = 0
@@ -51,6 +56,7 @@ class SearchOptions:
         check(self.max_live >= 1, f"max_live: {self.max_live} must be at least 1")
         check(2 <= self.levels <= 4096, f"levels: {self.levels} must be between 2 and 4096")
         check(0 <= self.trust <= 1, f"trust: {self.trust} must be between 0 and 1")
+        check(0 <= self.exit_fee < 1, f"exit_fee: {self.exit_fee} must be in [0, 1)")
         check(self.population >= 8, f"population: {self.population} must be at least 8")
         check(self.population % 4 == 0, f"population: {self.population} must be a multiple of 4 (tournament of pairs)")
         check(self.generations >= 0, f"generations: {self.generations} must not be negative")

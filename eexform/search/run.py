@@ -17,6 +17,7 @@ from eexform.passes import PassContext, Pipeline, PlanStore, Recipe, Step, make
 from eexform.search.folder import RunFolder
 from eexform.search.front import Front, Plan
 from eexform.search.space import EXITS
+from eexform.search.variants import bank_of
 from eexform.training.bank import Bank
 
 
@@ -25,8 +26,8 @@ class Run:
 
     Attributes:
         folder: where everything lies.
-        facts: ``run.json``: settings, state (``training``, ``searching``, ``interrupted``, ``done``), timings, figures of
-            the trunk.
+        facts: ``run.json``: settings, state (``training``, ``searching``, ``interrupted``, ``failed`` with the message
+            as ``error``, ``done``), timings, figures of the trunk.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -52,8 +53,19 @@ class Run:
 
     @cached_property
     def graph(self) -> Graph:
-        """The trunk as it was loaded for the search."""
-        return load(self.folder.trunk, scores=self.facts["scores"])
+        """The trunk as it was loaded for the search.
+
+        Raises:
+            RunError: the file has been replaced.
+            ModelError: it is missing or damaged.
+        """
+        graph = load(self.folder.trunk, scores=self.facts["scores"])
+        if graph.digest != self.facts["trunk_digest"]:
+            raise RunError(
+                f"{self.folder.trunk}: is not the model that was searched (digest {graph.digest[:12]}, expected "
+                f"{self.facts['trunk_digest'][:12]}); put that one back"
+            )
+        return graph
 
     def dataset(self, data: str | DataSource | None = None) -> Dataset:
         """The data set of the search, bound to the trunk.
@@ -103,11 +115,13 @@ class Run:
         return Recipe(tuple(Step(name, parameters) for name, parameters in plan.recipe), weights)
 
     def _bank(self, trunk: Graph) -> Bank:
-        return Bank(
+        return bank_of(
             self.folder.bank,
-            trunk_digest=trunk.digest,
+            trunk.digest,
+            origin=self.facts["trunk_digest"],
             data_digest=self.facts["data_digest"],
-            options_digest=self.facts["train_digest"],
+            train_digest=self.facts["train_digest"],
+            labels=self.facts.get("labels", "given"),
         )
 
 

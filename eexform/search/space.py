@@ -9,15 +9,14 @@ stands for "the same share of the samples, if all came here, would leave", whate
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from eexform import plugins
 from eexform.errors import OptionError, RunError
 from eexform.ir.graph import Graph
-from eexform.passes import Pass, PassContext
+from eexform.passes import Pass, PassContext, get
+from eexform.passes.insert_exits import threshold
 from eexform.search.genome import Genome, Individual, Key
 from eexform.tunables import Choice, Domain, Each, Integer, Rng, Subset, missing_parameters, tunable_fields
 
@@ -177,8 +176,7 @@ class Space:
     def fixed_thresholds(self) -> dict[str, float]:
         """Thresholds that the recipe gives, by site: they are not searched."""
         given = self.recipe[self.exits_place][1].get("thresholds", {})
-        named = {"never": math.inf, "always": -math.inf}
-        return {str(site): named[value] if value in named else float(value) for site, value in given.items()}
+        return {str(site): threshold(value, site) for site, value in given.items()}
 
     def bind(self, genome: Genome, thresholds: Mapping[str, float]) -> list[tuple[str, dict[str, Any]]]:
         """The recipe with every open parameter bound; of conditional ones, the entries that count.
@@ -232,7 +230,7 @@ def build_space(
     exits_place = _exits_place([name for name, _ in recipe])
     graphs = [graph] * len(recipe) if isinstance(graph, Graph) else list(graph)
     for place, (name, given) in enumerate(recipe):
-        cls: type[Pass] = plugins.load("eexform.passes", name)
+        cls = get(name)
         open_fields = [field for field in tunable_fields(cls) if field not in given]
         if place > exits_place:
             _refuse_open(name, cls, given)
@@ -245,7 +243,7 @@ def build_space(
             if name == EXITS and field == "thresholds" and isinstance(domain, Each):
                 domain = Each(domain.over, dict.fromkeys(domain.domains, Integer(0, levels - 1)))
             genes[place, field] = Gene((place, field), name, domain)
-    return Space(tuple((name, dict(given)) for name, given in recipe), genes, levels)
+    return Space(tuple((name, get(name).checked(given)) for name, given in recipe), genes, levels)
 
 
 def plain(value: Any) -> Any:

@@ -35,19 +35,32 @@ class Draft:
 
 @dataclass(frozen=True)
 class _Figures:
-    """Costs of one model as arrays, already multiplied by the weight."""
+    """Costs of one model as arrays, already multiplied by the weight.
+
+    Attributes:
+        prefix: of the trunk up to each head's site, per sample that leaves there.
+        head: of each head, per sample that passes it.
+        routing: of a decision, per sample that passes it.
+        trunk: of the whole trunk, per sample that stays.
+        once: of each head for all samples together, whoever passes it: what sizes cost.
+    """
 
     prefix: np.ndarray
     head: np.ndarray
     routing: float
     trunk: float
+    once: np.ndarray
 
     @classmethod
     def of(cls, scorer: BitScorer, model: str, weight: float) -> _Figures:
         costs = scorer.costs[model]
-        prefix = np.array([costs.prefix[site] if costs.per_sample else costs.trunk for site, _ in scorer.heads])
-        head = np.array([costs.head[pair] for pair in scorer.heads])
-        return cls(weight * prefix, weight * head, weight * costs.routing, weight * costs.trunk)
+        trunk = weight * costs.trunk
+        head = weight * np.array([costs.head[pair] for pair in scorer.heads])
+        if not costs.per_sample:
+            nothing = np.zeros(len(head))
+            return cls(nothing + trunk, nothing, 0.0, trunk, scorer.samples * (head + weight * costs.routing))
+        prefix = weight * np.array([costs.prefix[site] for site, _ in scorer.heads])
+        return cls(prefix, head, weight * costs.routing, trunk, np.zeros(len(head)))
 
 
 def descend(
@@ -148,7 +161,7 @@ def _sweep(scorer: BitScorer, draft: Draft, figures: _Figures, drop: bool) -> Dr
         gains = _gains(reached[index][arrives], (here - onward)[arrives], scorer.levels)
         own = figures.head[draft.heads[index]] + figures.routing
         best = int(gains.argmin())
-        if drop and -own * np.count_nonzero(arrives) <= gains[best]:
+        if drop and -own * np.count_nonzero(arrives) - figures.once[draft.heads[index]] <= gains[best]:
             levels[index] = scorer.levels
             # everything behind gets cheaper by the head that is no longer passed
             onward = onward - own
@@ -183,7 +196,7 @@ def _best_move(scorer: BitScorer, draft: Draft, figures: _Figures, heads: Sequen
         vector = _vector(figures, base.heads)
         leave = _first(reached, base.levels, scorer.samples)
         onward = loss[leave, np.arange(scorer.samples)] + vector[leave]
-        value = onward.sum()
+        value = onward.sum() + figures.once[list(base.heads)].sum()
         arrives = leave >= place
         if not arrives.any():
             continue
@@ -195,7 +208,7 @@ def _best_move(scorer: BitScorer, draft: Draft, figures: _Figures, heads: Sequen
             here = scorer.loss[head][arrives] + (max(floor, figures.prefix[head]) + passed + own)
             levels = _gains(scorer.reached(head, draft.measure)[arrives], here - going_on - own, scorer.levels)
             level = int(levels.argmin())
-            worth = value + own * len(going_on) + levels[level]
+            worth = value + figures.once[head] + own * len(going_on) + levels[level]
             if worth < best:
                 best = worth
                 found = Draft(
@@ -210,4 +223,5 @@ def _best_move(scorer: BitScorer, draft: Draft, figures: _Figures, heads: Sequen
 def _value(scorer: BitScorer, draft: Draft, figures: _Figures) -> float:
     reached, loss = _columns(scorer, draft)
     leave = _first(reached, draft.levels, scorer.samples)
-    return float((loss[leave, np.arange(scorer.samples)] + _vector(figures, draft.heads)[leave]).sum())
+    paid = loss[leave, np.arange(scorer.samples)] + _vector(figures, draft.heads)[leave]
+    return float(paid.sum() + figures.once[list(draft.heads)].sum())

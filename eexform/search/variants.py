@@ -2,29 +2,52 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from eexform.cost_models import CostModel, PathCosts, path_costs
+from eexform.cost_models import CostModel, PathCosts
 from eexform.data.dataset import Dataset
 from eexform.errors import OptionError
 from eexform.heads import HeadSpec
 from eexform.ir.graph import Graph
 from eexform.ir.sites import Site, find_sites
-from eexform.passes import PassContext, Pipeline, make
+from eexform.passes import PassContext, get, make
 from eexform.progress import Progress
-from eexform.search.candidates import choose_heads, choose_sites, named_sites
+from eexform.search.candidates import Places, choose, keep
+from eexform.search.folder import RunFolder
 from eexform.search.options import SearchOptions
 from eexform.search.scorer import HeadScores, Scorer
+from eexform.search.stored_costs import stored_path_costs
 from eexform.training.bank import Bank
 from eexform.training.options import TrainOptions
-from eexform.training.trainer import TrainReport, train_bank
+from eexform.training.trainer import TrainReport, train_bank, trunk_answers
+from eexform.tunables import missing_parameters, tunable_fields
 
 BoundRecipe = Sequence[tuple[str, Mapping[str, Any]]]
+
+
+def bank_of(
+    folder: Path, trunk_digest: str, *, origin: str, data_digest: str, train_digest: str, labels: str = "given"
+) -> Bank:
+    """The bank of one variant of a run's trunk.
+
+    Args:
+        folder: where the banks are.
+        trunk_digest: of the variant.
+        origin: digest of the trunk as loaded.
+        data_digest: of the data set.
+        train_digest: of the training options.
+        labels: ``none``: what counts as right are the loaded trunk's answers, so they are part of the data.
+    """
+    if labels == "none" and trunk_digest != origin:
+        data_digest = hashlib.sha256(json.dumps([data_digest, "answers of", origin]).encode()).hexdigest()
+    return Bank(folder, trunk_digest=trunk_digest, data_digest=data_digest, options_digest=train_digest)
 
 
 @dataclass
@@ -38,6 +61,7 @@ class Variant:
         bank: trained heads and their scores.
         costs: path costs by cost model name.
         report: what training took this time.
+        temperature: of the trunk's own scores: calibrated, or what the recipe says.
     """
 
     graph: Graph
@@ -46,6 +70,7 @@ class Variant:
     bank: Bank
     costs: Mapping[str, PathCosts]
     report: TrainReport
+    temperature: float
 
     @property
     def places(self) -> list[tuple[str, list[str]]]:
@@ -61,7 +86,7 @@ class Variant:
             heads={pair: self.bank.scores(*pair, split) for pair in pairs},
             temperatures={pair: self.bank.records[pair].temperature for pair in pairs},
             scores=self.graph.scores,
-            final_temperature=self.bank.facts["temperature"],
+            final_temperature=self.temperature,
         )
 
     def scorer(self) -> Scorer:
@@ -76,28 +101,66 @@ class Variants:
     Attributes:
         trunk: the model as loaded.
         dataset: bound to it.
-        folder: where the banks are.
+        folder: of the run.
         models: cost models by name; ``macs`` and ``params`` are always among them.
         options: which sites and heads are candidates.
         train: how heads are trained.
         progress: who is told.
+        given: what the recipe gives ``insert_exits``: sites and heads that are not searched are the only candidates.
     """
 
     trunk: Graph
     dataset: Dataset
-    folder: Path
+    folder: RunFolder
     models: Mapping[str, CostModel]
     options: SearchOptions
     train: TrainOptions
     progress: Progress
+    given: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._made: dict[str, Variant] = {}
+        self._graphs: dict[str, Graph] = {}
+        self._places: Places | None = None
+
+    def stages(self, passes: BoundRecipe) -> list[Graph]:
+        """The trunk before and after each of ``passes``, which stand before ``insert_exits``."""
+        # Always the default context: a plan is its recipe and nothing else, so that it can be replayed from a file.
+        graphs = [self.trunk]
+        for name, parameters in passes:
+            absent = missing_parameters(get(name), parameters)
+            graphs.append(make(name, **parameters, **_drawn(name, absent, graphs[-1]))(graphs[-1], PassContext()).graph)
+        return graphs
+
+    def bound(self, passes: BoundRecipe) -> BoundRecipe:
+        """``passes`` with the values that :meth:`stages` draws for open tunables without a default."""
+        graphs = self.stages(passes)
+        return [
+            (name, {**parameters, **_drawn(name, missing_parameters(get(name), parameters), graph)})
+            for (name, parameters), graph in zip(passes, graphs, strict=False)
+        ]
 
     def transformed(self, passes: BoundRecipe) -> Graph:
-        """The trunk after ``passes``, which stand before ``insert_exits``."""
-        pipeline = Pipeline([make(name, **parameters) for name, parameters in passes])
-        return pipeline(self.trunk, PassContext(seed=self.options.seed)).graph
+        """The trunk after ``passes``."""
+        key = json.dumps([[name, dict(parameters)] for name, parameters in passes], sort_keys=True, default=str)
+        if key not in self._graphs:
+            self._graphs[key] = self.stages(passes)[-1]
+        return self._graphs[key]
+
+    def places(self, graph: Graph) -> Places:
+        """Candidate sites of ``graph`` with their heads: chosen on the first graph asked for, then the same by name.
+
+        Raises:
+            OptionError: a named site is none, a named head fits nowhere, or nothing fits.
+            ModelError: the trunk has no site.
+        """
+        macs = self.models["macs"].cost(graph)
+        report = find_sites(graph, max_live=self.options.max_live)
+        if self._places is None:
+            self._places = choose(graph, report, macs, self.options, self.given)
+            for line in self._places.left_out:
+                self.progress.say(line)
+        return keep(self._places, report)
 
     def of(self, passes: BoundRecipe) -> Variant:
         """The variant that ``passes`` make, with its heads trained."""
@@ -107,31 +170,47 @@ class Variants:
         return self._made[graph.digest]
 
     def _make(self, graph: Graph) -> Variant:
-        options = self.options
-        macs = self.models["macs"].cost(graph)
-        report = find_sites(graph, max_live=options.max_live)
-        if options.sites:
-            sites = named_sites(report, options.sites)
-        else:
-            before = graph.flow.accumulate(macs.nodes)
-            sites = choose_sites(report, before, macs.total, options.max_sites)
-        heads = choose_heads(
-            graph, sites, trunk_macs=macs.total, specs=options.heads, max_share=options.max_head_share
-        )
-        sites = tuple(site for site in sites if heads[site.value])
+        places = self.places(graph)
+        sites, heads = places.sites, places.heads
         if not sites:
-            raise OptionError("no candidate head fits any candidate site; raise --max-head-share or name --head yourself")
+            raise OptionError(
+                "a variant of the trunk has none of the candidate sites any more; put passes that rename or remove "
+                "values out of the recipe, or give their parameters"
+            )
         dataset = self.dataset.bind(graph)
-        bank = Bank(
-            self.folder,
-            trunk_digest=graph.digest,
+        bank = bank_of(
+            self.folder.bank,
+            graph.digest,
+            origin=self.trunk.digest,
             data_digest=dataset.digest,
-            options_digest=self.train.digest,
+            train_digest=self.train.digest,
+            labels=dataset.labels,
         )
-        report_ = train_bank(
-            graph, dataset, sites, heads, bank, self.train, threads=options.threads, progress=self.progress
+        answers = None
+        if dataset.labels == "none" and graph.digest != self.trunk.digest and not bank.facts:
+            answers = trunk_answers(self.trunk, self.dataset, self.train, threads=self.options.threads)
+        report = train_bank(
+            graph,
+            dataset,
+            sites,
+            heads,
+            bank,
+            self.train,
+            threads=self.options.threads,
+            progress=self.progress,
+            answers=answers,
         )
-        costs = {}
-        for name, model in self.models.items():
-            costs[name] = path_costs(model, graph, sites, heads, num_classes=graph.num_classes)
-        return Variant(graph, sites, heads, bank, costs, report_)
+        costs = {
+            name: stored_path_costs(self.folder.latencies, model, graph, sites, heads)
+            for name, model in self.models.items()
+        }
+        temperature = float(self.given.get("final_temperature", bank.facts["temperature"]))
+        return Variant(graph, sites, heads, bank, costs, report, temperature)
+
+
+def _drawn(name: str, absent: Sequence[str], graph: Graph) -> dict[str, Any]:
+    """A value for each tunable among ``absent``, the parameters of a pass that have none: always the same."""
+    cls = get(name)
+    wanted = [item for item in absent if item in tunable_fields(cls)]
+    domains = cls.space(graph, PassContext()) if wanted else {}
+    return {item: domains[item].sample(np.random.default_rng(0)) for item in wanted}

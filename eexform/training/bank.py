@@ -41,8 +41,8 @@ class HeadRecord:
 class Bank:
     """Heads of one trunk, trained on one data set with one set of options.
 
-    The folder is ``root/<identity>``, where the identity is the sha-256 of trunk digest, data digest, options and format:
-    another trunk, other data or other options never find each other's heads. Per head there is
+    The folder is ``root/<identity>``, where the identity is the sha-256 of trunk digest, data digest, options and
+    format: another trunk, other data or other options never find each other's heads. Per head there is
     ``heads/<key>.safetensors`` (parameters, with the facts in its header) and ``scores/<key>.<split>.npy`` (float32
     [samples, classes]); the first is written last, so a head that is listed is complete.
     """
@@ -61,10 +61,10 @@ class Bank:
                     raise files.storage_error(self.folder / part, error) from error
             files.write_json(context, identity)
         elif files.read_json(context) != identity:
-            raise RunError(f"{context}: belongs to another trunk or data set; the bank is damaged, delete {self.folder}")
+            raise RunError(f"{context}: is of another trunk or data set; the bank is damaged, delete {self.folder}")
         self._records: dict[tuple[str, str], HeadRecord] | None = None
 
-    # -- what is there ------------------------------------------------------------------------------------------------
+    # -- what is there -------------------------------------------------------------------------------------------------
 
     @property
     def records(self) -> Mapping[tuple[str, str], HeadRecord]:
@@ -105,7 +105,7 @@ class Bank:
             raise RunError(f"{self._head_path(record.key)}: its parameters do not match their digest; delete the file")
         return TrainedHead(parameters, record.temperature, record.digest)
 
-    # -- scores ---------------------------------------------------------------------------------------------------------
+    # -- scores --------------------------------------------------------------------------------------------------------
 
     def scores(self, site: str, head: str, split: str) -> np.ndarray:
         """Scores of a head on a split, float32 [samples, classes], memory-mapped and read-only.
@@ -127,10 +127,10 @@ class Bank:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """Facts about the trunk on this data (see :func:`eexform.training.trainer.train_bank`); empty before training."""
+        """Accuracy per split, samples, temperature and kind of scores of the trunk; empty before training."""
         return dict(files.read_json(self._facts_path)) if self._facts_path.exists() else {}
 
-    # -- writing ----------------------------------------------------------------------------------------------------------
+    # -- writing -------------------------------------------------------------------------------------------------------
 
     def new_scores(self, key: str, split: str, rows: int, classes: int) -> np.memmap:
         """A zeroed array on disk for scores under way; it is not listed before its head is stored."""
@@ -180,7 +180,7 @@ class Bank:
         files.write_bytes(self._head_path(head_key(site, head)), data)
         self._records = None
 
-    # -- paths ------------------------------------------------------------------------------------------------------------
+    # -- paths ---------------------------------------------------------------------------------------------------------
 
     def _record(self, site: str, head: str) -> HeadRecord:
         if (site, head) not in self.records:
@@ -209,7 +209,9 @@ class Bank:
                 facts = json.loads((stored.metadata() or {})["eexform.head"])
                 return HeadRecord(**facts, key=path.stem)
             except (KeyError, ValueError, TypeError) as error:
-                raise RunError(f"{path}: is not a head of this version ({error!r}); delete it to train it again") from error
+                raise RunError(
+                    f"{path}: is not a head of this version ({error!r}); delete it to train it again"
+                ) from error
 
 
 def head_key(site: str, head: str) -> str:

@@ -14,7 +14,9 @@ CHUNK = 4096
 
 
 def fit_temperature(scores: np.ndarray, labels: np.ndarray) -> float:
-    """The temperature that minimises the negative log-likelihood (Guo et al. 2017, "On Calibration of Modern Neural Networks").
+    """The temperature that minimises the negative log-likelihood.
+
+    Guo et al., "On Calibration of Modern Neural Networks" (2017).
 
     Args:
         scores: logits, float32 [n, classes].
@@ -35,7 +37,7 @@ def fit_temperature(scores: np.ndarray, labels: np.ndarray) -> float:
 
 
 def negative_log_likelihood(scores: np.ndarray, labels: np.ndarray, *, temperature: float = 1.0) -> float:
-    """Mean cross-entropy of ``softmax(scores / temperature)`` (float [n, classes]) with ``labels`` (int [n]), in nats."""
+    """Mean cross-entropy of ``softmax(scores / temperature)`` ([n, classes]) with ``labels`` (int [n]), in nats."""
     total = 0.0
     for start in range(0, len(labels), CHUNK):
         rows = slice(start, start + CHUNK)

@@ -86,7 +86,8 @@ def _key(student: Student) -> str:
 
 def _owners(students: Sequence[Student]) -> list[str]:
     """Prefix of the optimiser's slots for each of its parameters, in its order."""
-    return [f"{_key(student)}|optimiser|{name}" for student in students for name, _ in student.module.named_parameters()]
+    named = ((_key(student), name) for student in students for name, _ in student.module.named_parameters())
+    return [f"{key}|optimiser|{name}" for key, name in named]
 
 
 def _under(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

@@ -17,13 +17,13 @@ class TrainOptions:
     Attributes:
         epochs: passes over head-train at most.
         batch_size: samples per step.
-        learning_rate: peak of a one-cycle schedule (AdamW): linear warm-up over the first ``warmup`` share of the steps,
-            half a cosine to zero after it.
+        learning_rate: peak of a one-cycle schedule (AdamW): linear warm-up over the first ``warmup`` share of the
+            steps, half a cosine to zero after it.
         warmup: share of the steps spent warming up.
         weight_decay: AdamW's decoupled weight decay.
         label_smoothing: for the cross-entropy with the labels.
-        distill: weight of the distillation from the trunk's final scores, 0-1; the cross-entropy with the labels gets the
-            rest. Without labels it is 1. The default is 0: on CIFAR-10 distillation beside labels gained nothing.
+        distill: weight of the distillation from the trunk's final scores, 0-1; the cross-entropy with the labels gets
+            the rest. Without labels it is 1. The default is 0: on CIFAR-10 distillation beside labels gained nothing.
         distill_temperature: temperature ``T`` of Hinton, Vinyals & Dean (2015): the loss is
             ``T² · KL(softmax(teacher / T) ‖ softmax(head / T))``.
         ema: decay of the exponential moving average of the parameters that is evaluated and kept; 0 turns it off.

@@ -10,12 +10,10 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-
 from onnxruntime import InferenceSession as Session
 
 from eexform.backends import ort
@@ -33,6 +31,7 @@ from eexform.training.losses import head_loss
 from eexform.training.memory import step_memory
 from eexform.training.options import TrainOptions
 from eexform.training.student import Student
+from eexform.training.threads import torch_threads
 
 EVALUATION_BATCH = 250
 """Samples per batch where nothing is trained, at most: a smaller batch for training holds here too."""
@@ -97,7 +96,7 @@ def train_bank(
     missing = [entry for entry in wanted if not bank.has(entry[1].value, str(entry[2]))]
     memory = step_memory(graph, sites, missing, options.batch_size)
     if not missing:
-        checkpoint.discard(bank.folder)  # left behind where a process was killed between the last head and the next line
+        checkpoint.discard(bank.folder)  # left behind by a process that was killed when the last head was stored
         return TrainReport(0, len(wanted), 0, 0.0, 0.0, memory)
 
     students = [Student(order, site, spec, graph.num_classes, options) for order, site, spec in missing]
@@ -108,7 +107,7 @@ def train_bank(
     )
     started = time.perf_counter()
     trunk_threads = max(1, threads // 2)
-    with _torch_threads(max(1, threads - trunk_threads)):
+    with torch_threads(max(1, threads - trunk_threads)):
         epochs = _fit(graph, dataset, students, bank, options, trunk_threads, show)
     trained = time.perf_counter()
     _score_heads(graph, dataset, students, bank, options, threads, show, epochs)
@@ -255,7 +254,7 @@ def _stream(
 
 
 def _with_heads(graph: Graph, students: Sequence[Student]) -> tuple[Graph, list[str]]:
-    """The trunk with every student's head attached, and the names of their scores: what will be deployed, all at once."""
+    """The trunk with every student's head attached, as it will be deployed, and the names of their scores."""
     draft = graph.copy().gs
     values = {tensor.name: tensor for node in draft.nodes for tensor in node.outputs}
     names = []
@@ -286,8 +285,8 @@ def _score_heads(
 ) -> None:
     """Scores of all students on every kept split, then the heads themselves (a listed head is complete).
 
-    The scores come from onnxruntime running the very nodes that will be exported, so that what a search predicts is what
-    the deployed network does.
+    The scores come from onnxruntime running the very nodes that will be exported, so that what a search predicts is
+    what the deployed network does.
     """
     for student in students:
         student.load_best()
@@ -344,8 +343,9 @@ def _score_trunk(
             bad = ~np.isfinite(scores).all(axis=1)
             if bad.any():
                 raise DataError(
-                    f"the trunk's output {graph.final!r} holds NaN or infinity for sample {batch.indices[bad][0]} of split "
-                    f"{split} ({bad.sum()} of {len(bad)} in its batch): look for extreme inputs or a wrong preprocessing"
+                    f"the trunk's output {graph.final!r} holds NaN or infinity for sample {batch.indices[bad][0]} of "
+                    f"split {split} ({bad.sum()} of {len(bad)} in its batch): look for extreme inputs or a wrong "
+                    "preprocessing"
                 )
             task.advance(len(scores))
             return scores
@@ -381,14 +381,3 @@ def _score_trunk(
 def _as_logits(scores: np.ndarray, graph: Graph) -> np.ndarray:
     """Scores whose softmax is the classifier's distribution (the logarithm, where they are probabilities)."""
     return scores if graph.scores == "logits" else np.log(np.maximum(scores, 1e-12))
-
-
-@contextmanager
-def _torch_threads(threads: int) -> Iterator[None]:
-    """Set torch's thread count inside the block."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -14,7 +14,7 @@ import onnxruntime
 from eexform.backends import ort
 from eexform.backends.lower_if import THRESHOLDS
 from eexform.backends.metadata import PLAN, parse
-from eexform.errors import DataError, ModelError, OptionError
+from eexform.errors import DataError, EexformError, ModelError, OptionError
 from eexform.runtime import StagedSession
 
 
@@ -126,7 +126,7 @@ def runner(file: str | Path, *, threads: int = 1) -> Runner:
     path = Path(file)
     if path.is_dir():
         staged = StagedSession(path, threads=threads)
-        return lambda feeds: staged.run({name: feeds[name] for name in staged.inputs})
+        return _checked(lambda feeds: staged.run({name: feeds[name] for name in staged.inputs}), path)
     session = ort.session(path, threads=threads)
     wanted = [value.name for value in session.get_inputs()]
     fixed: dict[str, np.ndarray] = {}
@@ -140,22 +140,23 @@ def runner(file: str | Path, *, threads: int = 1) -> Runner:
     def run(feeds: Mapping[str, np.ndarray]) -> Any:
         return session.run(outputs, {name: fixed[name] if name in fixed else feeds[name] for name in wanted})
 
-    run_checked = _checked(run, path)
-    return run_checked
+    return _checked(run, path)
 
 
 def _checked(run: Runner, path: Path) -> Runner:
-    """Errors with the file's name, on the first call only: later ones are timed."""
+    """``run`` with errors that name the file."""
 
-    def first(feeds: Mapping[str, np.ndarray]) -> Any:
+    def named(feeds: Mapping[str, np.ndarray]) -> Any:
         try:
             return run(feeds)
         except KeyError as error:
             raise DataError(f"{path}: the samples have no input {error}") from error
+        except EexformError:
+            raise
         except Exception as error:  # onnxruntime's errors share no base class
             raise ModelError(f"{path}: onnxruntime cannot run it: {error}") from error
 
-    return first
+    return named
 
 
 def _batches(feeds: Mapping[str, np.ndarray], total: int, size: int) -> list[dict[str, np.ndarray]]:

@@ -18,7 +18,7 @@ from eexform.backends import metadata, ort
 from eexform.backends.lower_if import CONFIDENCE, EXIT_INDEX, THRESHOLDS
 from eexform.backends.metadata import Exported
 from eexform.backends.protos import subgraphs
-from eexform.errors import ModelError
+from eexform.errors import EexformError, ModelError
 from eexform.ir.policy import Decisions, decide
 from eexform.runtime import StagedSession
 
@@ -69,10 +69,14 @@ class Deployed:
             self._staged = StagedSession(self.path, threads=threads)
             files = [stage["file"] for stage in self._staged.manifest["stages"]]
             self.models = {name: _load(self.path / name) for name in files}
-            self.exported: Exported = metadata.parse(self._staged.manifest.get("metadata", {}))
+            described = self._staged.manifest.get("metadata", {})
         else:
             self.models = {self.path.name: _load(self.path)}
-            self.exported = metadata.read(self.model)
+            described = {prop.key: prop.value for prop in self.model.metadata_props}
+        try:
+            self.exported: Exported = metadata.parse(described)
+        except EexformError as error:
+            raise type(error)(f"{self.path}: {error}") from error
         if self.path.is_dir() != (self.exported.form == "stages"):
             raise ModelError(
                 f"{self.path}: its metadata say form {self.exported.form!r}, which it is not; export it again"
@@ -230,8 +234,8 @@ def _levels(graph: onnx.GraphProto, exits: int, where: str) -> tuple[Level, ...]
     found: list[Level] = []
     for place in range(exits):
         fork = next((node for node in graph.node if _goes_on(node) == f"{_BRANCH}{place}"), None)
-        asked = None if fork is None else next((n for n in graph.node if fork.input[0] in n.output), None)
-        if fork is None or asked is None or asked.op_type != "Less":
+        asked = None if fork is None else _asked(graph, fork)
+        if fork is None or asked is None:
             raise ModelError(
                 f"{where}: exit {place} has no branch as eexform writes it; the file was changed after the export, or "
                 "lowered by something else"
@@ -240,6 +244,15 @@ def _levels(graph: onnx.GraphProto, exits: int, where: str) -> tuple[Level, ...]
         found.append(level)
         graph = level.rest
     return tuple(found)
+
+
+def _asked(graph: onnx.GraphProto, fork: onnx.NodeProto) -> onnx.NodeProto | None:
+    """The comparison that the fork's condition is computed from: does anyone stay <- how many <- where <- leaves."""
+    producer = {name: node for node in graph.node for name in node.output}
+    node = producer.get(fork.input[0])
+    while node is not None and node.op_type in ("Cast", "Size", "NonZero", "Not"):
+        node = producer.get(node.input[0])
+    return node if node is not None and node.op_type == "GreaterOrEqual" else None
 
 
 def _goes_on(node: onnx.NodeProto) -> str:

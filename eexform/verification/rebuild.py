@@ -35,7 +35,7 @@ def trunk_of(against: Graph, exported: Exported) -> Graph:
         VerificationError: the recipe cannot be replayed on this model.
     """
     before = []
-    for entry in (exported.plan.get("recipe") or {}).get("pass", []):
+    for entry in _recipe(exported):
         if entry.get("name") in ("insert_exits", "lower"):
             break
         before.append(entry)
@@ -66,13 +66,13 @@ def reference(trunk: Graph, exported: Exported, parameters: Mapping[str, np.ndar
     sites = find_sites(trunk, max_live=_ANY_LIVE)
     draft = trunk.copy().gs
     values = {tensor.name: tensor for node in draft.nodes for tensor in node.outputs}
-    emitter_names = {tensor.name for node in draft.nodes for tensor in node.inputs} | set(values)
+    taken = {node.name for node in draft.nodes} | set(trunk.tensors)
     scores = []
     for place, leaving in enumerate(exported.exits):
         head = _head(trunk, sites, leaving, place, parameters)
         prefix = f"verify{place}."
-        if any(name.startswith(prefix) for name in emitter_names):
-            raise VerificationError(f"the model uses names that begin with {prefix!r}; rename them")
+        while any(name.startswith(prefix) for name in taken):
+            prefix = f"_{prefix}"
         scores.append(graft(draft, head, feeds={head.inputs[0]: values[leaving.site]}, prefix=prefix)[head.final])
     exits = exported.exits
     carry, final_temperature = _carry(exported)
@@ -129,14 +129,28 @@ def head_parameters(leaving: Exit, parameters: Mapping[str, np.ndarray]) -> dict
 
 def _carry(exported: Exported) -> tuple[float, float]:
     """Weight of earlier scores and the final classifier's temperature, from the recipe."""
-    given: Mapping[str, Any] = {}
-    for step in (exported.plan.get("recipe") or {}).get("pass", []):
+    given: Mapping[str, Any] = exported.plan
+    for step in _recipe(exported):
         if step.get("name") == "insert_exits":
             given = step
-    carry = float(given.get("carry", exported.plan.get("carry") or 0.0))
-    if not 0.0 <= carry <= 1.0 or not math.isfinite(carry):
-        raise VerificationError(f"the plan's carry is {carry}, expected 0..1")
-    return carry, float(given.get("final_temperature", exported.plan.get("final_temperature") or 1.0))
+    carry, temperature = given.get("carry") or 0.0, given.get("final_temperature") or 1.0
+    for name, value, most in (("carry", carry, 1.0), ("final_temperature", temperature, math.inf)):
+        if not isinstance(value, (int, float)) or not 0.0 <= value <= most:
+            raise VerificationError(f"the plan's {name} is {value!r}, expected a number 0..{most:g}; export it again")
+    return float(carry), float(temperature)
+
+
+def _recipe(exported: Exported) -> list[Mapping[str, Any]]:
+    """The passes that the file says it was made with; none where it does not say.
+
+    Raises:
+        VerificationError: what it says is no recipe.
+    """
+    recipe = exported.plan.get("recipe") or {}
+    steps = recipe.get("pass", []) if isinstance(recipe, Mapping) else None
+    if not isinstance(steps, list) or not all(isinstance(step, Mapping) for step in steps):
+        raise VerificationError("the recipe in the exported file is damaged: it is no list of passes; export it again")
+    return steps
 
 
 def _constant(parameters: Mapping[str, np.ndarray], name: str) -> float:

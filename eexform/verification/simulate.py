@@ -81,7 +81,11 @@ def samples_in(graph: Graph, feeds: Feeds) -> int:
     missing = [name for name in graph.inputs if name not in feeds]
     if missing:
         raise DataError(f"the network's inputs are {list(graph.inputs)}, found {list(feeds)}")
-    sizes = {name: np.shape(feeds[name])[axis] for name, axis in batch_axes(graph).items()}
+    axes = batch_axes(graph)
+    flat = [name for name, axis in axes.items() if np.ndim(feeds[name]) <= axis]
+    if flat:
+        raise DataError(f"the samples of {flat[0]!r} have shape {np.shape(feeds[flat[0]])}, without a batch axis")
+    sizes = {name: np.shape(feeds[name])[axis] for name, axis in axes.items()}
     if len(set(sizes.values())) != 1 or 0 in sizes.values():
         raise DataError(f"samples per input: {sizes}; expected the same number, at least one, everywhere")
     return next(iter(sizes.values()))

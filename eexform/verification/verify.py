@@ -337,7 +337,9 @@ def compare(expected: Simulated, found: Decisions, atol: float = 1e-4, rtol: flo
         ("scores", found.scores[same], wanted.scores[same]),
         ("confidence", found.confidence[same], wanted.confidence[same]),
     ):
-        error = np.abs(ours.astype(np.float64) - theirs)
+        error = np.zeros(theirs.shape)
+        np.subtract(ours, theirs, out=error, where=ours != theirs, dtype=np.float64)  # a masked class is -inf in both
+        np.abs(error, out=error)
         beyond = ~(error <= atol + rtol * np.abs(theirs))  # NaN is beyond
         if beyond.any():
             return (

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from eexform.backends import ort
 from eexform.backends.lower_if import lower_if
 from eexform.cost_models import PathCosts, exit_costs, make, path_costs
+from eexform.cost_models.params import Params
 from eexform.errors import GraphError
 from eexform.frontends.onnx import from_model
 from eexform.heads import HeadSpec, head_macs
@@ -150,6 +151,21 @@ def test_sizes_are_paid_whatever_the_path() -> None:
     assert exit_costs(graph, model) == (total,) * 3
     assert price(trunk, "params").path([("r1", HEAD), ("r2", HEAD)]) == (total,) * 3
     assert exit_costs(graph, model, heads_free=True) == (model.cost(trunk).total,) * 3
+
+
+def test_a_size_may_know_what_a_decision_takes() -> None:
+    class Padded(Params):
+        """Every exit's branch takes 3 more."""
+
+        def routing(self, graph: Graph) -> float:
+            return 3.0
+
+    trunk, heads = graph_of(CHAIN), {name: [HeadSpec.parse(HEAD)] for name in ("r1", "r2")}
+    sites = [site for site in find_sites(trunk).sites if site.value in heads]
+    graph = insert(trunk, ["r1", "r2"])
+    expected = (make("params").cost(graph).total + 6.0,) * 3
+    assert exit_costs(graph, Padded()) == expected
+    assert path_costs(Padded(), trunk, sites, heads).path([("r1", HEAD), ("r2", HEAD)]) == expected
 
 
 def test_a_graph_with_exits_is_no_trunk() -> None:

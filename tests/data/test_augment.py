@@ -1,4 +1,3 @@
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -23,6 +22,8 @@ def test_text_there_and_back() -> None:
     assert Augment.parse(" flip , crop:4 ") == Augment(flip=True, crop=4)
     assert not Augment.parse("none").active
     assert Augment.parse("") == Augment()
+    for exact in (Augment(jitter=0.123456789), Augment(mixup=1 / 3, cutmix=100_000.25), Augment(cutout=123_456)):
+        assert Augment.parse(str(exact)) == exact
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,9 @@ import os
 import numpy as np
 import pytest
 
-from eexform.data import Preprocess, open_source
+from eexform.data import ArraySource, Preprocess, Samples, open_source
 from eexform.data.cache import PixelCache
-from eexform.errors import StorageError
+from eexform.errors import DataError, StorageError
 from tests.data.helpers import write_image
 
 
@@ -33,6 +33,24 @@ def test_beyond_the_budget_nothing_is_kept(source, monkeypatch) -> None:
     fetched(cache, 1)
     monkeypatch.setattr("eexform.data.images.decode", lambda *a: np.zeros((8, 8, 3), np.uint8))
     assert fetched(cache, 1).sum() == 0
+
+
+@pytest.mark.parametrize(
+    ("odd", "words"),
+    [
+        (np.full((1, 1, 3), 99, np.uint8), r"sample 9 is 1x1x3 uint8, sample 0 is 8x8x3 uint8: say --resize"),
+        (np.full((8, 8, 1), 99, np.uint8), r"sample 9 is 8x8x1 uint8, sample 0 is 8x8x3 uint8: say --colour"),
+        (np.full((8, 8, 3), 999, np.uint16), r"sample 9 is 8x8x3 uint16, .* convert them"),
+    ],
+)
+def test_an_odd_image_alone_in_its_batch_is_not_stretched(source, monkeypatch, odd, words) -> None:
+    whole = source.fetch("all", np.arange(10)).inputs[None]
+    mixed = ArraySource("mixed", {"all": ({None: whole}, None)}, layout="nhwc")
+    cache = PixelCache(mixed, Preprocess())
+    fetched(cache, 0, 1)
+    monkeypatch.setattr(mixed, "fetch", lambda part, indices: Samples({None: odd[None]}))
+    with pytest.raises(DataError, match=words):
+        fetched(cache, 9)
 
 
 def test_geometry_and_content_are_part_of_the_key(source, tmp_path) -> None:

@@ -45,3 +45,10 @@ def test_no_gap_says_so() -> None:
 
 def test_few_samples_prove_nothing() -> None:
     assert memorisation(0.95, 0.90, n_train=40, n_select=20).verdict == "undecided"
+
+
+def test_worse_than_head_train_is_unseen_whatever_test_says() -> None:
+    found = memorisation(0.99, 0.93, n_train=5000, n_select=5000, trunk_correct_test=0.90, n_test=5000)
+    assert found.verdict == "unseen"
+    assert found.z_test is not None
+    assert found.z_test > 2.33

@@ -1,3 +1,5 @@
+import zipfile
+
 import numpy as np
 import pytest
 
@@ -51,9 +53,18 @@ def test_several_inputs(tmp_path) -> None:
         open_source(path, inputs="idz")
 
 
+def test_what_is_no_array_is_passed_over(tmp_path) -> None:
+    path = save(tmp_path, x=X, y=Y)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("readme.txt", "hand-made")
+    np.testing.assert_array_equal(open_source(path).fetch("all", np.arange(2)).inputs[None], X[:2])
+
+
 def test_ambiguous_or_missing_labels(tmp_path) -> None:
     with pytest.raises(DataError, match=r"labels could be any of y, label"):
         open_source(save(tmp_path, x=X, y=Y, label=Y))
+    with pytest.raises(DataError, match=r"array 'y' is a single value, not a label per sample.*x float32\[6x4\]"):
+        open_source(save(tmp_path, x=X, y=np.array(3)))
     with pytest.raises(DataError, match=r"no array 'target' for the labels.*The file holds x float32\[6x4\]"):
         open_source(save(tmp_path, x=X, y=Y), label_key="target")
     assert open_source(save(tmp_path, x=X, target=Y), label_key="target").labels("all").tolist() == Y.tolist()

@@ -87,6 +87,12 @@ def test_bad_options(options, words) -> None:
         Preprocess.parse(**options)
 
 
+def test_stored_values_of_the_wrong_kind() -> None:
+    for plain in ({"mean": {"red": 1}}, {"scale": "large"}, {"std": ["a"]}):
+        with pytest.raises(OptionError, match=f"{next(iter(plain))}: expected a number such as"):
+            Preprocess.from_json(plain)
+
+
 def test_unknown_stored_key() -> None:
     with pytest.raises(OptionError, match=r"preprocessing: 'zoom' is not known"):
         Preprocess.from_json({"zoom": 2})

@@ -34,6 +34,14 @@ def test_disjoint_stratified_and_of_the_right_size(counts, shares, seed) -> None
             assert abs(held - share * count) <= 2
 
 
+def test_rare_classes_go_everywhere() -> None:
+    labels = np.concatenate([np.zeros(800, np.int64), np.arange(1, 201)])
+    source = ArraySource("toy", {"all": ({None: np.zeros((1000, 1))}, labels)})
+    splits = make_splits(source, fractions=(0.25, 0.25, 0.25, 0.25))
+    for name in SPLITS:
+        assert 25 <= (labels[splits[name].indices] > 0).sum() <= 75, name
+
+
 def test_same_seed_same_splits() -> None:
     source = open_source("digits")
     assert make_splits(source, seed=3).digest == make_splits(source, seed=3).digest

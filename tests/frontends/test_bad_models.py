@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 
 from eexform.errors import GraphError, ModelError
-from eexform.frontends.onnx import from_model, load, save
+from eexform.frontends.onnx import from_model, load, save, to_model
+from eexform.ir.inference import InferenceError
 from tests.graphs import random_classifier
+from tests.lowering import nets
 from tests.text import linear, model, normal
 
 
@@ -226,3 +230,55 @@ def test_already_lowered() -> None:
     text.metadata_props.add(key="eexform.form", value="if")
     with pytest.raises(ModelError, match="already has its exits"):
         from_model(text)
+
+
+def test_errors_from_a_file_keep_their_kind(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    onnx.save(model("z = MatMul(x, w) y = Add(z, v)", {"w": normal(4, 3), "v": normal(5)}), path)
+    with pytest.raises(InferenceError, match=r"its input shapes do not fit") as caught:
+        load(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert caught.value.node.op == "Add"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"data_type": 0}, "element type 0 is unknown"),
+        ({"data_type": 999}, "element type 999 is unknown"),
+        ({"data_type": onnx.TensorProto.STRING}, "element type 8 is unknown"),
+        ({"data_type": onnx.TensorProto.BFLOAT16}, "does not fit its shape"),
+        ({"dims": [-1, 3]}, "is not possible"),
+        ({"dims": [2**40, 2**40]}, "is not possible"),
+        ({"location": "a\0b"}, "outside the model's folder"),
+    ],
+)
+def test_damaged_external_data(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    made = linear()
+    tensor = made.graph.initializer[0]
+    (tmp_path / "weights").write_bytes(tensor.raw_data)
+    location = change.pop("location", "weights")
+    damaged = onnx.TensorProto(name=tensor.name, **{"data_type": tensor.data_type, "dims": tensor.dims, **change})
+    damaged.data_location = onnx.TensorProto.EXTERNAL
+    damaged.external_data.add(key="location", value=location)
+    tensor.CopyFrom(damaged)
+    with pytest.raises(ModelError, match=message):
+        from_model(made, tmp_path)
+
+
+@pytest.mark.parametrize("field", ["site", "logits", "parameters"])
+def test_exits_that_name_what_is_not_there(field: str) -> None:
+    damaged = to_model(nets.with_exits("resnet", 1))
+    for entry in damaged.metadata_props:
+        if entry.key == "eexform.exits":
+            plain = json.loads(entry.value)
+            plain[0][field] = ["absent"] if field == "parameters" else "absent"
+            entry.value = json.dumps(plain)
+    with pytest.raises(ModelError, match=r"exit 0.*absent.* not in the graph"):
+        from_model(damaged)
+
+
+def test_an_output_that_is_listed_twice() -> None:
+    twice = linear()
+    twice.graph.output.append(twice.graph.output[0])
+    assert from_model(twice).outputs == ("y",)

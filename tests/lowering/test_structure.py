@@ -264,7 +264,7 @@ def test_names_of_our_outputs_that_the_trunk_uses_itself(taken):
     graph = exits_on(hand_made(nodes, {"w": weight(4, 4)}, [floats("x", "N", 4)]), ["e0"])
     model = lower_if(graph)
     assert [value.name for value in model.graph.output] == ["logits", "exit_index", "confidence"]
-    with pytest.raises(GraphError, match="has the name of an output"):
+    with pytest.raises(GraphError, match="a name that the lowered model needs itself"):
         lower_if(
             exits_on(
                 hand_made(

@@ -44,6 +44,8 @@ CASES = {
     "both pay": ((0.5, 0.2, 0.3), 10.0, 4.0, ["r1", "r2"]),
     # exit 1: 0.05 * 30 = 1.5 against 0.5 * 4 = 2
     "the second does not": ((0.5, 0.05, 0.45), 10.0, 4.0, ["r1"]),
+    # exit 1: 0.1 * 30 = 3 against 0.5 * 4 = 2, though not against 4: the other half never gets there
+    "the second is reached by half": ((0.5, 0.1, 0.4), 10.0, 4.0, ["r1", "r2"]),
     # exit 0: 0.1 * 54 = 5.4 against 10
     "the first does not": ((0.1, 0.6, 0.3), 10.0, 4.0, ["r2"]),
     # exit 1 goes (0.01 * 30 < 0.8 * 40), so exit 0 saves only 50: 0.2 * 50 = 10 < 11, with exit 1 it would be 18

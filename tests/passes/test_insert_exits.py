@@ -64,8 +64,12 @@ def test_exits_in_order_with_trained_parameters() -> None:
 
 @pytest.mark.parametrize("kind", ["logits", "probabilities"])
 def test_carry_is_what_the_simulator_says(kind: str) -> None:
-    text = CHAIN if kind == "logits" else CHAIN.replace("scores = Gemm", "logits = Gemm").replace(
-        "}\n", "    [soft] scores = Softmax<axis = 1>(logits)\n}\n"
+    text = (
+        CHAIN
+        if kind == "logits"
+        else CHAIN.replace("scores = Gemm", "logits = Gemm").replace(
+            "}\n", "    [soft] scores = Softmax<axis = 1>(logits)\n}\n"
+        )
     )
     graph = graph_of(text)
     assert graph.scores == kind
@@ -131,7 +135,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "measure": ({"measure": "max_probe"}, "did you mean 'max_prob'?"),
     "carry": ({"carry": 0.3}, "pass 'insert_exits', parameter 'carry': 0.3 is not a choice"),
     "twice": ({"sites": ["r1", "r1"]}, "listed twice"),
-    "text": ({"sites": "r1"}, "expected a list of values"),
+    "text": ({"sites": "r1"}, "expected a list, found 'r1'"),
     "temperature": ({"final_temperature": -1.0}, "not a positive number"),
     "kind": ({"untrained": "yes"}, "expected bool, found 'yes'"),
     "unknown": ({"threshold": 0.5}, "has no parameter 'threshold': did you mean 'thresholds'?"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from eexform.errors import OptionError, RunError
-from eexform.passes import PassContext, PlanStore, Recipe, listing, load_recipe, make, parse_recipe
+from eexform.passes import PassContext, PlanStore, Recipe, Step, listing, load_recipe, make, parse_recipe
 from tests.passes.helpers import CHAIN, graph_of
 from tests.passes.test_insert_exits import HEADS, insert, store_of
 
@@ -43,6 +44,16 @@ def test_round_trip(tmp_path: Path, suffix: str) -> None:
     assert again.to_plain() == recipe.to_plain()
     assert again.passes() == recipe.passes()
     assert Recipe.of(again.passes(), "plan.safetensors").passes() == recipe.passes()
+
+
+def test_infinite_numbers_without_a_name(tmp_path: Path) -> None:
+    """A recipe that leaves parameters open is written as given; TOML holds infinity, JSON does not."""
+    recipe = Recipe((Step("insert_exits", {"sites": ["r1"], "thresholds": {"r1": math.inf}}),))
+    recipe.save(tmp_path / "open.toml")
+    assert Recipe.load(tmp_path / "open.toml").steps == recipe.steps
+    with pytest.raises(OptionError, match=r"open\.json: JSON holds no infinite numbers; write a \.toml"):
+        recipe.save(tmp_path / "open.json")
+    assert not (tmp_path / "open.json").exists()
 
 
 def test_applied_with_its_weights(tmp_path: Path) -> None:

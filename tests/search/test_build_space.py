@@ -81,11 +81,12 @@ def test_found_recipes_can_be_applied(trunk: Graph) -> None:
     ]
 
 
-def test_given_sites_are_kept(trunk: Graph) -> None:
+@pytest.mark.parametrize("text", [HEADS[1], HEADS[1] + "/s1"])
+def test_given_sites_are_kept(trunk: Graph, text: str) -> None:
     store = Store(trunk)
     sites = store.sites("")
     where = [(site, list(HEADS)) for site in sites]
-    given = {"sites": sites, "heads": dict.fromkeys(sites, HEADS[1]), "carry": 0.0, "measure": "entropy"}
+    given = {"sites": sites, "heads": dict.fromkeys(sites, text), "carry": 0.0, "measure": "entropy"}
     space = build_space([("insert_exits", given)], trunk, PassContext(heads=store), levels=16)
     assert list(space.genes) == [(0, "thresholds")]
     scorer = BitScorer(synthetic.scores(where, 120, 5), synthetic.costs(where), where, measures=["entropy"], levels=16)

@@ -53,9 +53,11 @@ def test_same_seed_same_search_and_no_global_state() -> None:
     assert frozen(evolve(other.space, other, SMALL, seed=4), other) != results[0]
 
 
-@pytest.mark.parametrize("killed_after", [0, 1, 3, 5])
-def test_resumed_equals_straight_run(tmp_path: Path, killed_after: int) -> None:
-    straight = fresh()
+@pytest.mark.parametrize(("killed_after", "least"), [(0, 0.0), (1, 0.0), (3, 0.0), (5, 0.0), (1, 0.82), (3, 1.0)])
+def test_resumed_equals_straight_run(tmp_path: Path, killed_after: int, least: float) -> None:
+    """Without limits, with one that few plans keep, and with one that none keeps."""
+    limits = Constraints(min_accuracy=least)
+    straight = fresh(constraints=limits)
     journal = Journal(tmp_path / "straight.jsonl", straight.space, SMALL.to_json(), 7)
     journal.begin()
     expected = evolve(straight.space, straight, SMALL, seed=7, on_generation=journal.append)
@@ -63,7 +65,7 @@ def test_resumed_equals_straight_run(tmp_path: Path, killed_after: int) -> None:
     class KilledError(Exception):
         pass
 
-    first = fresh()
+    first = fresh(constraints=limits)
     path = tmp_path / "resumed.jsonl"
     journal = Journal(path, first.space, SMALL.to_json(), 7)
     journal.begin()
@@ -78,7 +80,7 @@ def test_resumed_equals_straight_run(tmp_path: Path, killed_after: int) -> None:
     with open(path, "ab") as stream:  # the crash tore a line
         stream.write(b'{"generation":')
     random.seed(0)
-    second = fresh()
+    second = fresh(constraints=limits)
     journal = Journal(path, second.space, SMALL.to_json(), 7)
     state = journal.resume()
     assert state is not None
@@ -90,6 +92,15 @@ def test_resumed_equals_straight_run(tmp_path: Path, killed_after: int) -> None:
         return [{k: v for k, v in line.items() if k != "seconds"} for line in read_journal(tmp_path / name)]
 
     assert lines("resumed.jsonl") == lines("straight.jsonl")
+    newly = [json.dumps(one) for line in lines("straight.jsonl")[1:] for one in line["archive"]]
+    assert len(set(newly)) == len(newly)  # what a generation brought, not all of the archive again and again
+
+
+def test_a_generation_leaves_the_state_before_it_alone() -> None:
+    evaluation = fresh()
+    state = start(evaluation.space, evaluation, SMALL, 5)
+    once, again = (step(evaluation.space, evaluation, SMALL, state) for _ in range(2))
+    assert frozen(once, evaluation) == frozen(again, evaluation)
 
 
 def test_journal_refuses_what_it_cannot_continue(tmp_path: Path) -> None:
@@ -209,6 +220,38 @@ def test_constraints_hold_on_the_archive() -> None:
     assert all(evaluation.certain_violation(one) == 0 for one in scored[1:])
 
 
+def test_violation_is_that_of_the_exact_figures() -> None:
+    """Limits are about accuracies, whatever else answers are judged by."""
+    limits = Constraints(max_cost=24e6, max_worst=41e6, max_params=273e3, min_accuracy=0.8)
+    costs = synthetic.costs(WHERE)
+    bits = BitScorer(DATA, costs, WHERE, measures=synthetic.MEASURES, levels=32, trust=0.6)
+    evaluation = Evaluation(fresh().space, lambda _: bits, "macs", limits)
+    exact = Scorer({"select": DATA}, costs, trust=0.6)
+    rng = np.random.default_rng(2)
+    people = [evaluation.space.sample(rng) for _ in range(40)]
+    evaluation.evaluate(people)
+    for one in people:
+        found = exact.exact(evaluation.candidate(one), "select")
+        expected = limits.after(
+            cost=found.cost["macs"],
+            worst=found.worst["macs"],
+            params=found.cost["params"],
+            accuracy=found.accuracy,
+        )
+        assert one.fitness.violation == pytest.approx(expected)
+        assert one.fitness.values == pytest.approx((1.0 - found.judged, found.cost["macs"]))
+        assert evaluation.certain_violation(one) <= one.fitness.violation + 1e-12
+
+
+def test_the_trunk_is_there_even_where_it_breaks_a_limit() -> None:
+    evaluation = fresh(constraints=Constraints(max_cost=25e6))
+    first, *others = start(evaluation.space, evaluation, SMALL, 0).population
+    assert not evaluation.candidate(first).exits
+    assert first.fitness.violation == pytest.approx(40 / 25 - 1)
+    assert others
+    assert all(not evaluation.certain_violation(one) for one in others)
+
+
 def test_impossible_limits_are_refused() -> None:
     evaluation = fresh(constraints=Constraints(max_worst=1e6))
     with pytest.raises(OptionError, match="none of the plans tried keeps the cost limits"):
@@ -217,6 +260,9 @@ def test_impossible_limits_are_refused() -> None:
     bad = Evaluation(evaluation.space, lambda _: bits, "macs", Constraints(max_params=1e9))
     with pytest.raises(OptionError, match="max_params needs the cost model 'params'"):
         evolve(bad.space, bad, SMALL, seed=0)
+    free = BitScorer(DATA, {"macs": synthetic.costs(WHERE, trunk=0.0)["macs"]}, WHERE, measures=synthetic.MEASURES)
+    with pytest.raises(OptionError, match=r"the trunk costs 0.0 under 'macs', so there is nothing to save"):
+        evolve(bad.space, Evaluation(bad.space, lambda _: free, "macs"), SMALL, seed=0)
     with pytest.raises(OptionError, match="population 10 is not a multiple of 4"):
         Settings(population=10)
 
@@ -288,7 +334,11 @@ def test_baselines() -> None:
     lot = baselines.random_exit(scorer, candidate, "select")
     assert best.accuracy >= scored.accuracy >= lot.accuracy
     assert lot.cost == scored.cost
-    assert best.cost["macs"] <= scored.worst["macs"]
+    heads = [*(DATA.of(*pair) for pair in candidate.pairs), DATA.final]
+    right = np.array([scores.argmax(axis=1) == DATA.labels for scores in heads])
+    taken = [int(np.flatnonzero(column)[0]) if column.any() else len(heads) - 1 for column in right.T]
+    paid = np.array(scorer.costs["macs"].path(candidate.pairs))
+    assert best.cost["macs"] == pytest.approx(paid[taken].mean())
 
 
 def test_hypervolume_and_non_domination_by_hand() -> None:

@@ -25,6 +25,18 @@ FRONT = build_front(
 )
 
 
+def test_differences_to_the_trunk_are_judged_as_the_search_judged() -> None:
+    def judged(accuracy: float, credit: float, cost: float) -> Plan:
+        made = plan(accuracy, cost)
+        return replace(made, select={**made.select, "judged": credit})
+
+    lucky, steady = judged(0.92, 0.90, 20e6), judged(0.91, 0.915, 30e6)
+    front = build_front([lucky, steady], judged(0.91, 0.92, 40e6))
+    assert front.pick("min-accuracy=-0.5").select["accuracy"] == 0.91
+    assert front.pick("min-accuracy=-2").select["accuracy"] == 0.92
+    assert front.pick("min-accuracy=0.915").select["accuracy"] == 0.92  # an accuracy is an accuracy
+
+
 def test_front_is_ordered_and_numbered() -> None:
     assert [one.select["macs"] for one in FRONT] == [8e6, 16e6, 24e6, 28e6, 40e6]
     assert [one.index for one in FRONT] == [0, 1, 2, 3, 4]

@@ -210,7 +210,9 @@ def test_errors_name_what_is_wrong() -> None:
     with pytest.raises(DataError, match=r"scores of shape \(10, 10\)"):
         BitScorer(broken, {}, [("s0", ["h0"])])
     with pytest.raises(OptionError, match="use fewer levels"):
-        BitScorer(data, {}, WHERE, levels=10**9)
+        BitScorer(data, {}, WHERE, measures=("max_prob",) * 20_000, levels=2**15)
+    with pytest.raises(OptionError, match="65536 threshold levels: 1 to 65535 are possible"):
+        BitScorer(data, {}, WHERE, levels=2**16)
 
 
 def test_memory_of_carried_states_is_bounded() -> None:
@@ -225,3 +227,6 @@ def test_memory_of_carried_states_is_bounded() -> None:
         found, expected = (each.answers(0.5, heads, final=True)[0] for each in (columns, whole))
         np.testing.assert_array_equal(found, expected)
     assert columns._held <= 3 * data.final.nbytes
+    for each in (columns, whole):
+        derived = [array for arrays in each._derived.values() for array in arrays.values()]
+        assert each._held == sum(array.nbytes for array in [*each._states.values(), *derived])

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eexform.errors import OptionError, RunError
+from eexform.passes import Step
 from eexform.search.genome import Constraints, Fitness
 from eexform.search.space import EXITS, Gene, Space
 from eexform.tunables import Choice, Each, Integer, Real, Subset
@@ -95,6 +96,19 @@ def test_stored_genomes_of_another_space_are_refused() -> None:
         SPACE.decode([99, *stored[1:]])
     with pytest.raises(RunError, match="does not fit the search space"):
         synthetic.space(synthetic.places(5, 3), extra=Integer(1, 8)).decode(stored)
+
+
+def test_given_values_are_checked_before_anything_is_trained() -> None:
+    with pytest.raises(OptionError, match=r"thresholds\[a\]: 'sometimes' is neither a number 0..1 nor 'never'"):
+        Step(EXITS, {"thresholds": {"a": "sometimes"}})
+    with pytest.raises(OptionError, match="parameter 'thresholds': expected a table, found 3"):
+        Step(EXITS, {"thresholds": 3})
+    with pytest.raises(OptionError, match="parameter 'sites': expected a list, found 'a'"):
+        Step(EXITS, {"sites": "a"})
+    with pytest.raises(OptionError, match="'big' is not a head"):
+        Step(EXITS, {"heads": {"a": "big"}})
+    given = {"thresholds": {"a": "never"}, "heads": {"a": "none/avg/s1"}}
+    assert Step(EXITS, given).given == {"thresholds": {"a": "never"}, "heads": {"a": "none/avg"}}
 
 
 def test_fixed_thresholds_and_missing_exits() -> None:

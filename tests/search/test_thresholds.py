@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -22,27 +23,39 @@ def scorer(
     return BitScorer(data, synthetic.costs(where, routing=1e5), where, measures=("margin",), levels=levels, trust=trust)
 
 
+@pytest.mark.parametrize("model", ["macs", "params"])
 @pytest.mark.parametrize("carry", [0.0, 0.5])
 @pytest.mark.parametrize("trust", [0.0, 0.3])
-def test_total_is_what_the_scorer_counts(carry: float, trust: float) -> None:
+def test_total_is_what_the_scorer_counts(model: str, carry: float, trust: float) -> None:
     bits = scorer(3, 2, trust=trust)
     draft = Draft((1, 2, 5), (6, 4, 2), 0, carry)
     heads = np.array([draft.heads])
     counts = bits.score(heads, np.array([draft.levels]), np.array([0]), np.array([carry]))
-    cost = bits.mean_cost("macs", heads, counts)[0] * bits.samples
+    cost = bits.mean_cost(model, heads, counts)[0] * bits.samples
     loss = bits.samples - counts.credit[0]
-    assert total(bits, draft, "macs", 1e-8) == pytest.approx(loss + 1e-8 * cost)
+    weight = 0.4 / bits.costs[model].trunk
+    assert total(bits, draft, model, weight) == pytest.approx(loss + weight * cost)
 
 
+def test_sites_on_other_branches_need_not_cost_more() -> None:
+    bits = scorer(3, 1)
+    bits.costs["macs"] = replace(bits.costs["macs"], prefix={"s0": 20e6, "s1": 8e6, "s2": 30e6})
+    heads, levels = np.array([[0, 1, 2]]), np.array([[9, 6, 3]])
+    counts = bits.score(heads, levels, np.array([0]))
+    expected = bits.samples - counts.credit[0] + 1e-7 * bits.mean_cost("macs", heads, counts)[0] * bits.samples
+    assert total(bits, Draft((0, 1, 2), (9, 6, 3), 0), "macs", 1e-7) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("model", ["macs", "params"])
 @pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("exchange", WEIGHTS)
-def test_one_exit_is_set_optimally(seed: int, exchange: float) -> None:
+@pytest.mark.parametrize("exchange", [*WEIGHTS, 20.0])
+def test_one_exit_is_set_optimally(model: str, seed: int, exchange: float) -> None:
     bits = scorer(1, 1, seed=seed)
-    weight = exchange / 40e6
-    found = descend(bits, Draft((0,), (5,), 0), "macs", weight)
+    weight = exchange / bits.costs[model].trunk
+    found = descend(bits, Draft((0,), (5,), 0), model, weight)
     options = [Draft((), (), 0), *(Draft((0,), (level,), 0) for level in range(bits.levels))]
-    best = min(total(bits, option, "macs", weight) for option in options)
-    assert total(bits, found, "macs", weight) == pytest.approx(best)
+    best = min(total(bits, option, model, weight) for option in options)
+    assert total(bits, found, model, weight) == pytest.approx(best)
 
 
 @pytest.mark.parametrize("carry", [0.0, 0.5])
@@ -82,3 +95,14 @@ def test_useless_exits_are_dropped() -> None:
     assert descend(bits, Draft((0, 2), (0, 0), 0), "macs", 1.0).heads == (0,)  # cost is everything: leave at once
     allowed = improve(bits, Draft((), (), 0), "macs", 0.3 / 40e6, allowed=[3, 5])
     assert set(allowed.heads) <= {3, 5}
+
+
+@pytest.mark.parametrize("start", [Draft((0,), (5,), 0), Draft((), (), 0)])
+def test_a_head_is_worth_its_size_or_goes(start: Draft) -> None:
+    """A head that is better than the trunk, under a size that it adds to for all samples, whoever passes it."""
+    where = synthetic.places(1, 1)
+    data = synthetic.scores(where, 300)
+    data = replace(data, final=data.of("s0", "h0"), heads={("s0", "h0"): data.final})
+    bits = BitScorer(data, synthetic.costs(where), where, measures=("margin",), levels=12)
+    assert improve(bits, start, "params", 0.02 / 270e3).heads == (0,)
+    assert improve(bits, start, "params", 200.0 / 270e3).heads == ()

@@ -65,3 +65,9 @@ def test_errors(files, tmp_path):
         bench(files[:1], {"picture": np.zeros((2, 3, 16, 16), np.float32)})
     with pytest.raises(ModelError, match="no such file"):
         bench([tmp_path / "nothing.onnx"], feeds)
+
+
+def test_every_runner_names_its_file(files):
+    for file in files:
+        with pytest.raises(DataError, match=f"{file.name}: the samples have no input 'image'"):
+            runner(file)({"picture": np.zeros((1, 3, 16, 16), np.float32)})

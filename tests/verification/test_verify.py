@@ -351,3 +351,25 @@ def test_heads_folded_after_training_pass(tmp_path):
     export(graph, tmp_path / "ee.onnx")
     report = check(tmp_path / "ee.onnx")
     assert report.ok, report.to_json()
+
+
+@pytest.mark.parametrize(
+    ("plan", "what"),
+    [
+        ({"recipe": ["fold"]}, "is no list of passes"),
+        ({"recipe": {"pass": {"name": "fold"}}}, "is no list of passes"),
+        ({"recipe": {"pass": ["fold"]}}, "is no list of passes"),
+        ({"carry": "much"}, "carry is 'much'"),
+        ({"carry": 2.0}, "carry is 2.0"),
+        ({"carry": 0.5, "final_temperature": "hot"}, "final_temperature is 'hot'"),
+    ],
+)
+def test_a_damaged_plan_is_a_failed_check(exported, plan, what):
+    def change(model):
+        entry = next(entry for entry in model.metadata_props if entry.key == metadata.PLAN)
+        entry.value = json.dumps({**json.loads(entry.value), **plan})
+
+    rewrite(exported, change)
+    report = check(exported)
+    failed(report)
+    assert what in report.checks[-1].detail
