@@ -1,12 +1,12 @@
 """eexform: a compiler for early exits.
 
-    import eexform as ee
+import eexform as ee
 
-    graph = ee.load("model.onnx")
-    data = ee.open_dataset("data.npz", preprocess=ee.Preprocess(layout="nhwc", scale=1 / 255))
-    run = ee.search(graph, data, out="runs/r1")
-    run.front.knee().export("ee.onnx")
-    assert ee.verify("ee.onnx", graph, data.bind(graph)).ok
+graph = ee.load("model.onnx")
+data = ee.open_dataset("data.npz", preprocess=ee.Preprocess(layout="nhwc", scale=1 / 255))
+run = ee.search(graph, data, out="runs/r1")
+run.front.knee().export("ee.onnx")
+assert ee.verify("ee.onnx", graph, data.bind(graph)).ok
 """
 
 from __future__ import annotations

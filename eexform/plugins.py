@@ -1,4 +1,4 @@
-"""Plug-ins: everything selectable by name is found through ``importlib.metadata`` entry points, the built-in ones too."""
+"""Plug-ins: everything selectable by name is found through ``importlib.metadata`` entry points, built-in or not."""
 
 from __future__ import annotations
 
@@ -36,7 +36,9 @@ def load(group: str, name: str) -> Any:
         return point.load()
     except Exception as error:  # whatever happens while a stranger's module is imported
         owner = point.dist.name if point.dist else "an unknown distribution"
-        raise OptionError(f"{kind} {name!r} ({point.value}, from {owner}) cannot be imported: {type(error).__name__}: {error}") from error
+        raise OptionError(
+            f"{kind} {name!r} ({point.value}, from {owner}) cannot be imported: {type(error).__name__}: {error}"
+        ) from error
 
 
 def available(group: str) -> tuple[str, ...]:

@@ -21,9 +21,7 @@ def refresh_exits(before: Graph, after: Graph) -> Graph:
     if not any(stale):
         return after
     nodes = head_nodes(after)
-    exits = [
-        _described(item, after, nodes[place]) if stale[place] else item for place, item in enumerate(after.exits)
-    ]
+    exits = [_described(item, after, nodes[place]) if stale[place] else item for place, item in enumerate(after.exits)]
     return after.replace(exits=exits)
 
 

@@ -1,4 +1,4 @@
-"""A classifier of the digits that trains in a second, and small shares of the digits, for tests of training and search."""
+"""A classifier of the digits that trains in a second, some of the digits, and a progress that can press Ctrl-C."""
 
 from __future__ import annotations
 
@@ -81,7 +81,9 @@ class Watch:
         error: what is raised.
     """
 
-    def __init__(self, label: str = "", after: int | None = None, error: type[BaseException] = KeyboardInterrupt) -> None:
+    def __init__(
+        self, label: str = "", after: int | None = None, error: type[BaseException] = KeyboardInterrupt
+    ) -> None:
         self.label, self.after, self.error = label, after, error
         self.steps: dict[str, int] = {}
         self.said: list[str] = []

@@ -1,11 +1,12 @@
 """The application: commands, exit codes, and how errors are shown.
 
-Exit codes: 0 done; 1 a check failed (``verify``) or eexform itself is at fault; 2 something that the user can put right;
-130 interrupted.
+Exit codes: 0 done; 1 a check failed (``verify``) or eexform itself is at fault; 2 something that the user can put
+right; 130 interrupted.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import traceback
@@ -45,8 +46,8 @@ _register(
     "eexform search model.onnx --data digits --out runs/r1",
     "eexform search resnet.onnx --data cifar.npz --layout nhwc --scale 1/255 --select-from test --augment flip,crop:4 "
     "--out runs/r2",
-    "eexform search resnet.onnx --data images/ --preset imagenet --resize 256 --crop 224x224 --cost latency_ort:threads=1 "
-    "--out runs/r3",
+    "eexform search resnet.onnx --data images/ --preset imagenet --resize 256 --crop 224x224 "
+    "--cost latency_ort:threads=1 --out runs/r3",
     "eexform search bert.onnx --data hf:sst2/ --inputs input_ids=ids,attention_mask=mask --labels none --out runs/r4",
     "eexform search model.onnx --data digits --out runs/r1 --resume",
 )
@@ -149,7 +150,7 @@ def _invoke(arguments: list[str]) -> int:
     return code
 
 
-# Newer versions of typer carry click inside, older ones depend on it; in both, this is the root of what a user mistyped.
+# Newer versions of typer carry click inside, older ones depend on it; in both, this is the root of usage errors.
 _USAGE: type[Any] = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException")
 
 
@@ -167,10 +168,8 @@ def _say(text: str) -> None:
 
 def _forget_output() -> None:
     """Point stdout elsewhere, so that the interpreter's last flush into the closed pipe does not fail too."""
-    try:
+    with contextlib.suppress(OSError, ValueError):  # not a real file, as in tests
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (OSError, ValueError):
-        pass  # not a real file, as in tests
 
 
 def _traceback() -> None:

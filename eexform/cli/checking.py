@@ -51,9 +51,23 @@ def verify(
     """
     graph = options.load_model(against, scores, output, shape)
     dataset = options.check_data(
-        graph, run, data, image_key=image_key, label_key=label_key, inputs=inputs, select_from=select_from, colour=colour,
-        resize=resize, crop=crop, layout=layout, model_layout=model_layout, scale=scale, mean=mean, std=std, preset=preset,
-    )  # fmt: skip
+        graph,
+        run,
+        data,
+        image_key=image_key,
+        label_key=label_key,
+        inputs=inputs,
+        select_from=select_from,
+        colour=colour,
+        resize=resize,
+        crop=crop,
+        layout=layout,
+        model_layout=model_layout,
+        scale=scale,
+        mean=mean,
+        std=std,
+        preset=preset,
+    )
     with errors.status("verifying") as status:
 
         def report(name: str) -> None:
@@ -81,7 +95,9 @@ def bench(
     samples: Annotated[int, typer.Option(help="Samples to stream at most.", metavar="N", min=1)] = 512,
     repeats: Annotated[
         int,
-        typer.Option(help="Walks through the samples; between 30 and 2000 batches are timed in any case.", metavar="N", min=1),
+        typer.Option(
+            help="Walks through the samples; between 30 and 2000 batches are timed in any case.", metavar="N", min=1
+        ),
     ] = 3,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
@@ -112,9 +128,23 @@ def bench(
             raise ModelError(f"{file}: no such file")
     graph = _inputs_of(vs, exported[0], run, scores, output, shape)
     dataset = options.check_data(
-        graph, run, data, image_key=image_key, label_key=label_key, inputs=inputs, select_from=select_from, colour=colour,
-        resize=resize, crop=crop, layout=layout, model_layout=model_layout, scale=scale, mean=mean, std=std, preset=preset,
-    )  # fmt: skip
+        graph,
+        run,
+        data,
+        image_key=image_key,
+        label_key=label_key,
+        inputs=inputs,
+        select_from=select_from,
+        colour=colour,
+        resize=resize,
+        crop=crop,
+        layout=layout,
+        model_layout=model_layout,
+        scale=scale,
+        mean=mean,
+        std=std,
+        preset=preset,
+    )
     feeds = dataset.sample_feeds(split, min(samples, dataset.size(split)))
     sizes = list(dict.fromkeys(batch or [1, 32]))
     bars = Bars(errors, quiet=quiet)
@@ -132,7 +162,12 @@ def bench(
 
 
 def _inputs_of(
-    vs: list[Path] | None, first: Path, run: Path | None, scores: str | None, output: str | None, shape: list[str] | None
+    vs: list[Path] | None,
+    first: Path,
+    run: Path | None,
+    scores: str | None,
+    output: str | None,
+    shape: list[str] | None,
 ) -> Graph:
     """A model that says what the inputs are: an exported network no longer tells which of its values are what."""
     if vs:

@@ -63,7 +63,9 @@ class _Plain:
                 group, record = "Arguments", (parameter.metavar or parameter.name, parameter.help or "")
             groups.setdefault(getattr(parameter, "rich_help_panel", None) or group, []).append(record)
         if isinstance(self, TyperGroup):
-            groups["Commands"] = [(name, (self.commands[name].help or "").split("\n\n")[0]) for name in self.list_commands(ctx)]
+            groups["Commands"] = [
+                (name, (self.commands[name].help or "").split("\n\n")[0]) for name in self.list_commands(ctx)
+            ]
         for title in sorted(groups, key=lambda title: _FIRST.index(title) if title in _FIRST else len(_FIRST)):
             with formatter.section(title):
                 _write_rows(formatter, groups[title])

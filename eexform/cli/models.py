@@ -23,7 +23,9 @@ _FORMS = ("if", "stages", "multi", "none")
 
 def inspect(
     model: options.Model,
-    rejected: Annotated[bool, typer.Option("--rejected", help="Also list the values that are no sites, and why.")] = False,
+    rejected: Annotated[
+        bool, typer.Option("--rejected", help="Also list the values that are no sites, and why.")
+    ] = False,
     max_live: Annotated[int, typer.Option(help="Tensors that an exit may have to carry on.", metavar="N", min=1)] = 3,
     as_json: options.Json = False,
     scores: options.Scores = None,
@@ -38,12 +40,14 @@ def inspect(
 def apply(
     model: options.Model,
     recipe: Annotated[Path, typer.Argument(help="A recipe or plan, .toml or .json.", metavar="RECIPE")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="File to write; a folder for the form stages.", metavar="FILE")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="File to write; a folder for the form stages.", metavar="FILE")
+    ],
     form: Annotated[
         str | None,
         typer.Option(
-            help="How exits are written: if | stages | multi as in `eexform export`, or none: flat, an output per exit. "
-            "Default: if where the result has exits, else none.",
+            help="How exits are written: if | stages | multi as in `eexform export`, or none: flat, an output per "
+            "exit. Default: if where the result has exits, else none.",
             metavar="FORM",
         ),
     ] = None,
@@ -86,5 +90,3 @@ def passes(as_json: options.Json = False) -> None:
 def costs(as_json: options.Json = False) -> None:
     """List the registered cost models with their units and settings."""
     show({"costs": cost_models.listing()}, as_json, tables.costs)
-
-

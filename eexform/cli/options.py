@@ -136,7 +136,9 @@ Crop = Annotated[
 ]
 Layout = Annotated[
     str | None,
-    typer.Option(help="Of the raw images, where the data does not say: nhwc or nchw.", metavar="AXES", rich_help_panel=_PRE),
+    typer.Option(
+        help="Of the raw images, where the data does not say: nhwc or nchw.", metavar="AXES", rich_help_panel=_PRE
+    ),
 ]
 ModelLayout = Annotated[
     str | None, typer.Option(help="That the model takes: nhwc or nchw (default).", metavar="AXES", rich_help_panel=_PRE)
@@ -146,11 +148,11 @@ Scale = Annotated[
 ]
 Mean = Annotated[
     str | None,
-    typer.Option(help="Subtracted after scaling: one number, or one per channel.", metavar="X,...", rich_help_panel=_PRE),
+    typer.Option(
+        help="Subtracted after scaling: one number, or one per channel.", metavar="X,...", rich_help_panel=_PRE
+    ),
 ]
-Std = Annotated[
-    str | None, typer.Option(help="Divisor after that, alike.", metavar="X,...", rich_help_panel=_PRE)
-]
+Std = Annotated[str | None, typer.Option(help="Divisor after that, alike.", metavar="X,...", rich_help_panel=_PRE)]
 Preset = Annotated[
     str | None,
     typer.Option(help="imagenet: scale 1/255, ImageNet's mean and std.", metavar="NAME", rich_help_panel=_PRE),

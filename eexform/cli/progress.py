@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -22,7 +23,8 @@ class _Bar:
         self.identity = identity
 
     def advance(self, steps: int = 1, note: str = "") -> None:
-        self.bars.update(self.identity, advance=steps, **({"note": note} if note else {}))
+        fields: dict[str, Any] = {"note": note} if note else {}
+        self.bars.update(self.identity, advance=steps, **fields)
         if self.bars.tasks[self.identity].finished:
             self.bars.update(self.identity, state="used")
 
@@ -85,7 +87,9 @@ class Bars:
                 MofNCompleteColumn(table_column=whole),
                 TimeRemainingColumn(elapsed_when_finished=True, table_column=whole),
                 TextColumn("{task.fields[state]}", markup=False, table_column=Column(no_wrap=True, min_width=4)),
-                TextColumn("{task.fields[note]}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)),
+                TextColumn(
+                    "{task.fields[note]}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)
+                ),
                 expand=True,
                 console=self.console,
                 refresh_per_second=4,

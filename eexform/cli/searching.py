@@ -44,7 +44,8 @@ def search(
     recipe: Annotated[
         Path | None,
         typer.Option(
-            help="Passes to apply, .toml or .json; tunables left open are searched. Default: fold_batch_norm, insert_exits.",
+            help="Passes to apply, .toml or .json; tunables left open are searched. Default: fold_batch_norm, "
+            "insert_exits.",
             metavar="RECIPE",
         ),
     ] = None,
@@ -96,7 +97,9 @@ def search(
     max_head_share: Annotated[
         float,
         typer.Option(
-            help="What a default head may cost, as a share of the model's MACs.", metavar="X", rich_help_panel=_CANDIDATES
+            help="What a default head may cost, as a share of the model's MACs.",
+            metavar="X",
+            rich_help_panel=_CANDIDATES,
         ),
     ] = _S.max_head_share,
     max_live: Annotated[
@@ -137,13 +140,13 @@ def search(
     ] = None,
     max_params: Annotated[
         str | None,
-        typer.Option(help="Parameters with heads: 1.2x of the model's, or a number.", metavar="X", rich_help_panel=_LIMITS),
+        typer.Option(
+            help="Parameters with heads: 1.2x of the model's, or a number.", metavar="X", rich_help_panel=_LIMITS
+        ),
     ] = None,
     min_accuracy: Annotated[
         str | None,
-        typer.Option(
-            help="On select: -0.5 (points against the model), or 0.91.", metavar="X", rich_help_panel=_LIMITS
-        ),
+        typer.Option(help="On select: -0.5 (points against the model), or 0.91.", metavar="X", rich_help_panel=_LIMITS),
     ] = None,
     epochs: Annotated[
         int, typer.Option(help="Passes over head-train at most.", metavar="N", rich_help_panel=_TRAINING)
@@ -168,12 +171,15 @@ def search(
         float, typer.Option(help="Share of the target spread over all classes.", metavar="X", rich_help_panel=_TRAINING)
     ] = _T.label_smoothing,
     ema: Annotated[
-        float, typer.Option(help="Decay of averaged parameters; 0: no averaging.", metavar="X", rich_help_panel=_TRAINING)
+        float,
+        typer.Option(help="Decay of averaged parameters; 0: no averaging.", metavar="X", rich_help_panel=_TRAINING),
     ] = _T.ema,
     patience: Annotated[
         int,
         typer.Option(
-            help="Stop after so many epochs without gain on calibrate; 0: never.", metavar="N", rich_help_panel=_TRAINING
+            help="Stop after so many epochs without gain on calibrate; 0: never.",
+            metavar="N",
+            rich_help_panel=_TRAINING,
         ),
     ] = _T.patience,
     scores: options.Scores = None,
@@ -213,9 +219,16 @@ def search(
     limits = Limits(max_cost, max_worst, max_params, min_accuracy)
     passes = None if recipe is None else Recipe.load(recipe)
     preprocess = Preprocess.parse(
-        preset=preset, layout=layout, model_layout=model_layout, scale=scale, mean=mean, std=std, resize=resize, crop=crop,
+        preset=preset,
+        layout=layout,
+        model_layout=model_layout,
+        scale=scale,
+        mean=mean,
+        std=std,
+        resize=resize,
+        crop=crop,
         colour=colour,
-    )  # fmt: skip
+    )
     folder = RunFolder(out)
     if not resume:
         folder.fresh()
@@ -272,20 +285,23 @@ def pareto(
 
 def export(
     run: Annotated[Path, typer.Argument(help="Folder of a run.", metavar="RUN")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="File to write; a folder for the form stages.", metavar="FILE")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="File to write; a folder for the form stages.", metavar="FILE")
+    ],
     pick: Annotated[
         str,
         typer.Option(
-            help="knee; an index; max-cost=0.6x (of the model's) or a number in the unit of the cost; min-accuracy=-0.5 "
-            "(points against the model, on select, judged as the search judges) or 0.91 (plain accuracy on select).",
+            help="knee; an index; max-cost=0.6x (of the model's) or a number in the unit of the cost; "
+            "min-accuracy=-0.5 (points against the model, on select, judged as the search judges) or 0.91 (plain "
+            "accuracy on select).",
             metavar="PLAN",
         ),
     ] = "knee",
     form: Annotated[
         str,
         typer.Option(
-            help="if: one file that skips work; stages: one file per segment and a manifest; multi: one file, all scores, "
-            "no decisions; plan: a recipe (.toml or .json) with its heads beside it, for `eexform apply`.",
+            help="if: one file that skips work; stages: one file per segment and a manifest; multi: one file, all "
+            "scores, no decisions; plan: a recipe (.toml or .json) with its heads beside it, for `eexform apply`.",
             metavar="FORM",
         ),
     ] = "if",
@@ -304,8 +320,8 @@ def export(
     plan = opened.front.pick(pick)
     if not plan.exits:
         raise OptionError(
-            f"--pick {pick}: this is plan {plan.index}, the model alone without any exit, and there is nothing to write; "
-            "allow a lower accuracy, or give an index (see `eexform pareto`)"
+            f"--pick {pick}: this is plan {plan.index}, the model alone without any exit, and there is nothing to "
+            "write; allow a lower accuracy, or give an index (see `eexform pareto`)"
         )
     if form == "plan":
         opened.save_plan(plan, out)

@@ -50,7 +50,9 @@ def with_shapes(model: onnx.ModelProto, given: Mapping[str, Sequence[int | str]]
         dims = [dim.dim_value if dim.HasField("dim_value") else None for dim in old.shape.dim]
         if old.HasField("shape") and not _fits(dims, shape):
             listed = [dim.dim_param or dim.dim_value or "?" for dim in old.shape.dim]
-            raise ModelError(f"--shape (input_shapes): {list(shape)} does not fit input {name!r}, whose shape is {listed}")
+            raise ModelError(
+                f"--shape (input_shapes): {list(shape)} does not fit input {name!r}, whose shape is {listed}"
+            )
     for name, value in inputs.items():
         tensor = value.type.tensor_type
         if value.type.WhichOneof("value") == "tensor_type" and not tensor.HasField("shape") and name not in given:

@@ -20,8 +20,8 @@ def portfolio(site: Site, *, trunk_macs: float, max_share: float = 0.08, num_cla
     """Default candidates for a site, cheapest kind first.
 
     Space: no layer; and stacks of 3x3 convolutions of stride 2 with average and maximum pooling side by side: two, and
-    three (on small maps one), each as wide as the budget allows. Tokens and flat features: no layer, one fully connected
-    layer. A kind that never fits the budget is left out; ``none`` always stays.
+    three (on small maps one), each as wide as the budget allows. Tokens and flat features: no layer, one fully
+    connected layer. A kind that never fits the budget is left out; ``none`` always stays.
 
     Measured on CIFAR-10 with frozen ResNets: two or three strided convolutions beat one at every site by 4 to 7 points,
     both poolings beat the average alone by 2, and depthwise layers train three times slower on a CPU for no gain. Those
@@ -53,7 +53,7 @@ def portfolio(site: Site, *, trunk_macs: float, max_share: float = 0.08, num_cla
 def _fit(
     site: Site, layer: str, depth: int, widest: int, budget: float, num_classes: int, pool: str = "avg"
 ) -> HeadSpec | None:
-    """The head of a kind that reduces space least and, of those, is widest, among the ones that cost at most ``budget``."""
+    """The head of a kind that reduces space least and, of those, is widest, at a cost of at most ``budget``."""
     widths = [width for width in (128, 64, 32, 16) if width <= widest]
     for stride in _strides(site, depth):
         for width in widths:

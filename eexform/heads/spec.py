@@ -19,8 +19,8 @@ class HeadSpec:
     Attributes:
         layer: kind of hidden layer (entry-point group ``eexform.head_layers``); ``none`` has no hidden layer.
         depth: number of hidden layers, 0-3 (0 exactly when ``layer`` is ``none``).
-        width: channels (or features, for ``mlp``) of the last hidden layer; a layer in front of a further stride of 2 has
-            half as many, so ``conv:3x64/avg/s4`` is 32 (stride 2), 64 (stride 2), 64.
+        width: channels (or features, for ``mlp``) of the last hidden layer; a layer in front of a further stride of 2
+            has half as many, so ``conv:3x64/avg/s4`` is 32 (stride 2), 64 (stride 2), 64.
         pool: ``avg`` or ``avg+max`` over space, ``cls`` or ``mean`` over tokens.
         stride: factor by which space is reduced before pooling, a power of two: taken by the layers' own strides first,
             the rest by average pooling in front of them.

@@ -244,7 +244,8 @@ class Inference:
         hint = f"the batch was tried as {_BATCH_PROBES[0]} and {_BATCH_PROBES[1]}"
         others = [symbol for symbol in self._symbols if symbol != self._batch]
         if others:
-            hint += f" and {', '.join(map(repr, others))} as {_SYMBOL_PROBES[0]}: give input_shapes (--shape) if it is fixed"
+            named = ", ".join(map(repr, others))
+            hint += f" and {named} as {_SYMBOL_PROBES[0]}: give input_shapes (--shape) if it is fixed"
         return InferenceError(
             f"node {node.name!r} ({node.op}): its input shapes do not fit: {text}; inputs: {shapes} ({hint})", node
         )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from eexform import cost_models
+from eexform.errors import OptionError
 from eexform.search.front import Plan
 from eexform.search.run import Run
 
@@ -19,12 +21,13 @@ def pareto(run: Run) -> dict[str, Any]:
         "run": {
             "state": run.state,
             "objective": front.objective,
+            "unit": _unit(front.objective),
             "labels": run.facts.get("labels", "given"),
             "memorisation": facts.get("memorisation"),
             "seconds_training": facts.get("seconds_training"),
             "seconds_searching": facts.get("seconds_searching"),
             "plans_scored": facts.get("evaluated"),
-            "uncounted": facts.get("uncounted", []),
+            "uncounted": [{"node": node, "operator": operator} for node, operator in facts.get("uncounted", [])],
         },
         "trunk": {
             "accuracy_select": trunk.select["accuracy"],
@@ -37,6 +40,13 @@ def pareto(run: Run) -> dict[str, Any]:
         "plans": [_plan(plan) for plan in front],
         "knee": front.knee().index if len(front) else None,
     }
+
+
+def _unit(objective: str) -> str:
+    try:
+        return str(cost_models.get(objective).unit)
+    except OptionError:  # a plug-in that is not installed here: the run can be read all the same
+        return ""
 
 
 def _plan(plan: Plan) -> dict[str, Any]:

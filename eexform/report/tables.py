@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from graphlib import TopologicalSorter
+from itertools import pairwise
 from string import ascii_uppercase
 from typing import Any, Literal
 
@@ -38,10 +39,7 @@ def inspection(plain: Mapping[str, Any], rejected: bool = False) -> RenderableTy
         f"{_unit(plain['params'], 'parameters')}",
         f"{inputs} -> {plain['output']} ({plain['classes']} classes, {plain['scores']})",
     ]
-    if plain["uncounted"]:
-        named = ", ".join(f"{entry['node']} ({entry['operator']})" for entry in plain["uncounted"][:5])
-        more = len(plain["uncounted"]) - 5
-        lines.append(f"not counted in MACs, no rule for the operator: {named}" + (f" and {more} more" if more > 0 else ""))
+    lines += _uncounted(plain["uncounted"])
     carried = Labels(value for site in plain["sites"] for value in site["live"] if value != site["value"])
     table = _table("\nvalue", "\nshape", ">\nstride", ">MACs\nbefore", ">\n%", ">params\nbefore", "also\ncarries")
     for site in plain["sites"]:
@@ -67,28 +65,34 @@ def inspection(plain: Mapping[str, Any], rejected: bool = False) -> RenderableTy
     return Group(*parts)
 
 
-def pareto(plain: Mapping[str, Any], every: bool = False) -> RenderableType:
-    """Of ``eexform pareto``: the front, thinned evenly over cost where it is long."""
+def pareto(plain: Mapping[str, Any], every: bool = False, exported: int | None = None) -> RenderableType:
+    """Of ``eexform pareto``: the front, thinned evenly over cost where it is long.
+
+    Args:
+        plain: what ``--json`` prints.
+        every: do not thin.
+        exported: index of a plan to mark.
+    """
     trunk, run = plain["trunk"], plain["run"]
     objective = run["objective"]
     accuracy = "agreement" if run["labels"] == "none" else "accuracy"
     lines = [
-        f"model alone: {accuracy} {_percent(trunk['accuracy_select'])} on select, {_percent(trunk['accuracy_test'])} on "
-        f"test; {_unit(trunk['macs'], 'MACs')}" + ("" if objective == "macs" else f", {objective} {trunk['cost'][objective]:.4g}")
+        f"model alone: {accuracy} {_percent(trunk['accuracy_select'])} on select, "
+        f"{_percent(trunk['accuracy_test'])} on test; {_unit(trunk['macs'], 'MACs')}"
+        + ("" if objective == "macs" else f", {objective} {trunk['cost'][objective]:.4g} {run['unit']}")
     ]
-    if run["uncounted"]:
-        named = ", ".join(f"{node} ({operator})" for node, operator in run["uncounted"][:5])
-        more = len(run["uncounted"]) - 5
-        lines.append(f"not counted in MACs, no rule for the operator: {named}" + (f" and {more} more" if more > 0 else ""))
+    lines += _uncounted(run["uncounted"])
     if run["memorisation"]:
         lines.append(run["memorisation"]["message"])
     if run["state"] != "done":
         lines.append(f"the run is not finished (state: {run['state']}); go on with --resume")
-    shown = list(plain["plans"]) if every else thin(plain["plans"], SHOWN, objective)
-    if plain["knee"] is not None and not any(plan["index"] == plain["knee"] for plan in shown):
-        shown = sorted([*shown, plain["plans"][plain["knee"]]], key=lambda plan: plan["index"])
+    shown = list(plain["plans"]) if every else thin(plain["plans"], SHOWN, objective, trunk["cost"][objective])
+    marks = {index: mark for index, mark in ((exported, "+"), (plain["knee"], "*")) if index is not None}
+    there = {plan["index"] for plan in shown}
+    shown += [plain["plans"][index] for index in marks if index not in there]
+    shown.sort(key=lambda plan: plan["index"])
     labels = Labels(_places(shown))
-    table = _Fitting(_front(plain, shown, labels, grid=True), _front(plain, shown, labels, grid=False))
+    table = _Fitting(_front(plain, shown, labels, marks, grid=True), _front(plain, shown, labels, marks, grid=False))
     title = f"front: {_count(len(plain['plans']), 'plan')}"
     if len(shown) < len(plain["plans"]):
         title += f", {len(shown)} of them here (--all shows every one)"
@@ -99,24 +103,35 @@ def pareto(plain: Mapping[str, Any], every: bool = False) -> RenderableType:
     parts = [*_paragraphs(lines), _title(title), *_paragraphs([meaning]), table]
     if plain["knee"] is not None:
         parts += _paragraphs(["* the knee, which --pick knee takes"])
+    if exported is not None and exported != plain["knee"]:
+        parts += _paragraphs(["+ the plan that was exported"])
     return Group(*parts, *labels.legend("exits, end is the model's own classifier:"))
 
 
-def _front(plain: Mapping[str, Any], shown: Sequence[Mapping[str, Any]], labels: Labels, *, grid: bool) -> Table:
+def _front(
+    plain: Mapping[str, Any],
+    shown: Sequence[Mapping[str, Any]],
+    labels: Labels,
+    marks: Mapping[int, str],
+    *,
+    grid: bool,
+) -> Table:
     """The plans; with ``grid``, the shares of samples that leave stand in columns."""
     trunk, objective = plain["trunk"], plain["run"]["objective"]
     whole = trunk["cost"][objective]
     places = [*labels.values(), "end"]
     header = "".join(f"{place:>4}" for place in places)[1:]
     rates = f"leave at, % of test\n{header}" if grid else "leave at,\n% of test"
-    table = _table(">#", ">select\nacc", ">\npoints", ">\ncost", ">test\nacc", ">\npoints", ">\ncost", ">\nworst", rates, gap=1)
+    table = _table(
+        ">#", ">select\nacc", ">\npoints", ">\ncost", ">test\nacc", ">\npoints", ">\ncost", ">\nworst", rates, gap=1
+    )
     table.columns[4].min_width = 7
     table.columns[-1].no_wrap = grid
     for plan in shown:
         select, test = plan["select"], plan["test"]
-        knee = plan["index"] == plain["knee"]
+        mark = marks.get(plan["index"], "")
         table.add_row(
-            f"{plan['index']}{'*' if knee else ' '}",
+            f"{plan['index']}{mark or ' '}",
             f"{100 * select['accuracy']:.2f}",
             _points(select["accuracy"], trunk["accuracy_select"]),
             f"{100 * select['cost'][objective] / whole:.1f}",
@@ -125,7 +140,7 @@ def _front(plain: Mapping[str, Any], shown: Sequence[Mapping[str, Any]], labels:
             f"{100 * test['cost'][objective] / whole:.1f}",
             f"{100 * plan['worst']['cost'][objective] / whole:.1f}",
             _columns(plan, labels) if grid else leaving(plan, labels),
-            style="bold" if knee else None,
+            style="bold" if mark else None,
         )
     return table
 
@@ -144,14 +159,20 @@ def leaving(plan: Mapping[str, Any], names: Mapping[str, str] | None = None) -> 
     return " ".join(f"{place}:{rate}" for place, rate in zip([*places, "end"], rates, strict=True))
 
 
-def thin(plans: Sequence[Mapping[str, Any]], most: int, objective: str) -> list[Mapping[str, Any]]:
-    """At most ``most`` plans, evenly over the cost range, ends included."""
+def thin(plans: Sequence[Mapping[str, Any]], most: int, objective: str, whole: float) -> list[Mapping[str, Any]]:
+    """At most ``most`` plans, ends included: evenly over cost up to ``whole``, that of the model alone, three beyond.
+
+    Beyond it are plans that buy accuracy with heads; they may cost several times as much and would leave little room.
+    """
     if len(plans) <= most:
         return list(plans)
     costs = np.array([plan["select"]["cost"][objective] for plan in plans])
-    wanted = np.linspace(costs[0], costs[-1], most)
-    chosen = sorted({int(np.abs(costs - cost).argmin()) for cost in wanted})
-    return [plans[index] for index in chosen]
+    beyond = np.flatnonzero(costs > whole) if costs[0] <= whole else np.array([], int)
+    kept = {int(place) for place in beyond[np.linspace(0, len(beyond) - 1, min(3, len(beyond))).round().astype(int)]}
+    inside = costs[: len(costs) - len(beyond)]
+    wanted = np.linspace(inside[0], inside[-1], most - len(kept))
+    kept |= {int(np.abs(inside - cost).argmin()) for cost in wanted}
+    return [plans[index] for index in sorted(kept)]
 
 
 def exported(plain: Mapping[str, Any]) -> RenderableType:
@@ -160,7 +181,7 @@ def exported(plain: Mapping[str, Any]) -> RenderableType:
     whole = trunk["cost"][objective]
     table = _table("exit at", "head", "measure", ">threshold", ">leave, %")
     for exit_, rate in zip(plan["exits"], plan["test"]["rates"], strict=False):
-        threshold = exit_["threshold"] if isinstance(exit_["threshold"], str) else f"{exit_['threshold']:.4f}"
+        threshold = exit_["threshold"] if isinstance(exit_["threshold"], str) else f"{exit_['threshold']:.4g}"
         table.add_row(exit_["site"], exit_["head"], exit_["measure"], threshold, _rate(rate))
     table.add_row("end", "", "", "", _rate(plan["test"]["rates"][-1]))
     lines = [
@@ -181,8 +202,8 @@ def verification(plain: Mapping[str, Any]) -> RenderableType:
         table.add_row(check["name"], verdict, check["detail"])
     failed = sum(not check["ok"] for check in plain["checks"])
     ties = f" ({plain['near_ties']} samples within 1e-6 of a threshold)" if plain["near_ties"] else ""
-    verdict = f"verified: {len(plain['checks'])} checks" if plain["ok"] else f"NOT verified: {_count(failed, 'check')} failed"
-    return Group(_title(f"form {plain['form']}, {plain['samples']} samples"), table, *_paragraphs([verdict + ties]))
+    said = f"NOT verified: {_count(failed, 'check')} failed" if failed else f"verified: {len(plain['checks'])} checks"
+    return Group(_title(f"form {plain['form']}, {plain['samples']} samples"), table, *_paragraphs([said + ties]))
 
 
 def timings(plain: Mapping[str, Any], reference: str | None = None) -> RenderableType:
@@ -203,7 +224,7 @@ def timings(plain: Mapping[str, Any], reference: str | None = None) -> Renderabl
             other = base[entry["batch"]]
             row += [f"{entry[figure] / other[figure]:.3f}x" for figure in ("median_ms", "mean_ms")]
         table.add_row(*row)
-    parts = [_title(f"{plain['device']}; milliseconds per batch"), table]
+    parts: list[RenderableType] = [_title(f"{plain['device']}; milliseconds per batch"), table]
     if base:
         parts += _paragraphs([f"x: against {reference}; the mean is what a stream of samples costs"])
     return Group(*parts)
@@ -293,7 +314,7 @@ def _places(plans: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     sorter: TopologicalSorter[str] = TopologicalSorter()
     for plan in plans:
         sites = [exit_["site"] for exit_ in plan["exits"]]
-        for before, after in zip(sites, sites[1:], strict=False):
+        for before, after in pairwise(sites):
             sorter.add(after, before)
         for site in sites:
             sorter.add(site)
@@ -331,6 +352,14 @@ def _table(*columns: str, gap: int = 2) -> Table:
         justify: Literal["left", "right"] = "right" if column.startswith(">") else "left"
         table.add_column(Text(column.removeprefix(">")), justify=justify, overflow="fold", no_wrap=justify == "right")
     return table
+
+
+def _uncounted(entries: Sequence[Mapping[str, str]]) -> list[str]:
+    if not entries:
+        return []
+    named = ", ".join(f"{entry['node']} ({entry['operator']})" for entry in entries[:5])
+    more = f" and {len(entries) - 5} more" if len(entries) > 5 else ""
+    return [f"not counted in MACs, no rule for the operator: {named}{more}"]
 
 
 def _title(text: str) -> Text:

@@ -37,9 +37,7 @@ class Places:
     left_out: tuple[str, ...] = ()
 
 
-def choose(
-    graph: Graph, report: SiteReport, macs: Cost, options: SearchOptions, given: Mapping[str, Any]
-) -> Places:
+def choose(graph: Graph, report: SiteReport, macs: Cost, options: SearchOptions, given: Mapping[str, Any]) -> Places:
     """The candidates of a search.
 
     Args:
@@ -63,9 +61,7 @@ def choose(
     if "heads" in given:
         heads = {site.value: (HeadSpec.parse(str(given["heads"][site.value])),) for site in sites}
     else:
-        heads = choose_heads(
-            graph, sites, trunk_macs=macs.total, specs=options.heads, max_share=options.max_head_share
-        )
+        heads = choose_heads(graph, sites, trunk_macs=macs.total, specs=options.heads, max_share=options.max_head_share)
     for site in sites:
         reasons = {spec: unsupported(spec, site) for spec in heads[site.value]}
         heads[site.value] = tuple(spec for spec, reason in reasons.items() if reason is None)

@@ -17,6 +17,9 @@ from eexform.passes.insert_exits import NAMED
 from eexform.search.archive import non_dominated
 from eexform.search.scorer import Candidate, PlannedExit, Scorer
 
+USEFUL = 5.0
+"""Points below the trunk down to which a plan counts when the knee is looked for."""
+
 
 class PlanSource(Protocol):
     """Turns plans into graphs and files; a run is one."""
@@ -205,15 +208,21 @@ class Front:
         return float(plan.select["cost"][self.objective])
 
     def knee(self) -> Plan:
-        """The plan farthest from the line between the cheapest and the most accurate one, both axes scaled to 0..1."""
+        """The plan farthest from the line between the cheapest and the most accurate one, both axes scaled to 0..1.
+
+        Only plans within :data:`USEFUL` points of the trunk count (all, where there is none): the cheap end of a front
+        holds plans that nobody would deploy, and they would bend the axis on which the others are compared.
+        """
         if not self.plans:
             raise OptionError("the front is empty: no plan kept the constraints; loosen them and search again")
-        points = np.array([(self.cost(plan), _judged(plan)) for plan in self.plans], np.float64)
+        floor = _judged(self.trunk) - USEFUL / 100
+        plans = [plan for plan in self.plans if _judged(plan) >= floor] or list(self.plans)
+        points = np.array([(self.cost(plan), _judged(plan)) for plan in plans], np.float64)
         span = np.ptp(points, axis=0)
         scaled = (points - points.min(axis=0)) / np.where(span > 0, span, 1.0)
         # from (0, 0), the cheapest, to (1, 1), the most accurate: above the line is accuracy minus cost
         distance = scaled[:, 1] - scaled[:, 0]
-        return self.plans[int(np.flatnonzero(distance == distance.max())[-1])]
+        return plans[int(np.flatnonzero(distance == distance.max())[-1])]
 
     def pick(self, text: str) -> Plan:
         """A plan by description.

@@ -73,9 +73,9 @@ class Run:
         Args:
             data: where the samples are now, if not where they were.
         """
-        return load_dataset(
-            self.folder.path, data=data, cache_folder=self.folder.path / "cache", check=False
-        ).bind(self.graph)
+        return load_dataset(self.folder.path, data=data, cache_folder=self.folder.path / "cache", check=False).bind(
+            self.graph
+        )
 
     def materialise(self, plan: Plan) -> Graph:
         """The graph with a plan's exits and trained heads."""

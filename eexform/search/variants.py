@@ -122,6 +122,7 @@ class Variants:
         self._made: dict[str, Variant] = {}
         self._graphs: dict[str, Graph] = {}
         self._places: Places | None = None
+        self._original: Variant | None = None
 
     def stages(self, passes: BoundRecipe) -> list[Graph]:
         """The trunk before and after each of ``passes``, which stand before ``insert_exits``."""
@@ -169,14 +170,23 @@ class Variants:
             self._made[graph.digest] = self._make(graph)
         return self._made[graph.digest]
 
+    def original(self) -> Variant:
+        """The trunk as loaded, to compare with; without heads, unless the passes have left it as it is."""
+        if self._original is None:
+            self._original = self._made.get(self.trunk.digest) or self._scored(self.trunk, Places((), {}))
+        return self._original
+
     def _make(self, graph: Graph) -> Variant:
         places = self.places(graph)
-        sites, heads = places.sites, places.heads
-        if not sites:
+        if not places.sites:
             raise OptionError(
                 "a variant of the trunk has none of the candidate sites any more; put passes that rename or remove "
                 "values out of the recipe, or give their parameters"
             )
+        return self._scored(graph, places)
+
+    def _scored(self, graph: Graph, places: Places) -> Variant:
+        sites, heads = places.sites, places.heads
         dataset = self.dataset.bind(graph)
         bank = bank_of(
             self.folder.bank,

@@ -22,8 +22,9 @@ from tests import text
 
 FRACTIONS = "0.3,0.1,0.3,0.3"
 SEARCH = (
-    *("--data", "digits", "--fractions", FRACTIONS, "--epochs", "2", "--batch-size", "64", "--threads", "1"),
-    *("--population", "16", "--generations", "3", "--max-sites", "2", "--head", "none/avg+max", "--head", "mlp:1x16/avg/s2"),
+    *("--data", "digits", "--fractions", FRACTIONS, "--epochs", "6", "--batch-size", "32", "--learning-rate", "0.03"),
+    *("--head", "none/avg+max", "--head", "conv:1x24/avg+max", "--max-sites", "2", "--threads", "1"),
+    *("--population", "16", "--generations", "6"),
 )
 
 BODY = """
@@ -40,7 +41,9 @@ BODY = """
 SITES = ("stem_relu_out", "stage0_block0_relu_out", "stage1_block0_relu_out", "stage1_block1_relu_out")
 
 
-def network(ending: str = "logits = Gemm<transB=1>(flat, w, bias)", outputs: str = "float[N,10] logits", **more: Any) -> onnx.ModelProto:
+def network(
+    ending: str = "logits = Gemm<transB=1>(flat, w, bias)", outputs: str = "float[N,10] logits", **more: Any
+) -> onnx.ModelProto:
     """A network for 8x8 digits: random convolutions, the classifier fitted to their features in closed form."""
     more.setdefault("inputs", "float[N,1,8,8] image")
     weights = {

@@ -82,16 +82,35 @@ def test_labels(model: Path, tmp_path: Path) -> None:
     check(model, tmp_path, unlabelled, says=["u.npz", "--label-key", "--labels none"])
     check(model, tmp_path, unlabelled, "--label-key", "z", says=["no array 'z'"])
     check(model, tmp_path, save(tmp_path / "neg.npz", y=np.arange(120) % 10 - 1), says=["neg.npz", "-1"])
-    check(model, tmp_path, save(tmp_path / "half.npz", y=np.arange(120) / 2), says=["half.npz", "whole numbers", "float64"])
+    check(
+        model,
+        tmp_path,
+        save(tmp_path / "half.npz", y=np.arange(120) / 2),
+        says=["half.npz", "whole numbers", "float64"],
+    )
     check(model, tmp_path, save(tmp_path / "short.npz", y=np.arange(119) % 10), says=["short.npz", "119", "120"])
-    fine("search", model, "--data", unlabelled, *QUICK, "--labels", "none", "--generations", "0", "--out", tmp_path / "run")
+    fine(
+        "search",
+        model,
+        "--data",
+        unlabelled,
+        *QUICK,
+        "--labels",
+        "none",
+        "--generations",
+        "0",
+        "--out",
+        tmp_path / "run",
+    )
     assert "agreement" in fine("pareto", tmp_path / "run").out
 
 
 @pytest.fixture
 def parts(tmp_path: Path) -> Path:
     rng = np.random.default_rng(0)
-    arrays = {f"x_{part}": rng.uniform(0, 16, (60, 1, 8, 8)).astype(np.float32) for part in ("train", "val", "test")}
+    arrays: dict[str, Any] = {
+        f"x_{part}": rng.uniform(0, 16, (60, 1, 8, 8)).astype(np.float32) for part in ("train", "val", "test")
+    }
     arrays |= {f"y_{part}": np.arange(60) % 10 for part in ("train", "val", "test")}
     np.savez(tmp_path / "parts.npz", **arrays)
     return tmp_path / "parts.npz"

@@ -61,7 +61,9 @@ def test_no_classifier(tmp_path: Path) -> None:
     plane = save_network(tmp_path / "plane.onnx", "map = Identity(stage1_block1_relu_out)", "float[N,12,4,4] map")
     refused("inspect", plane, says=["plane.onnx", "'map'", "not class scores", "[N, classes]"])
     label = save_network(
-        tmp_path / "label.onnx", "logits = Gemm<transB=1>(flat, w, bias) best = ArgMax<axis=1, keepdims=0>(logits)", "int64[N] best"
+        tmp_path / "label.onnx",
+        "logits = Gemm<transB=1>(flat, w, bias) best = ArgMax<axis=1, keepdims=0>(logits)",
+        "int64[N] best",
     )
     refused("search", label, *SEARCH, "--out", tmp_path / "run", says=["label.onnx", "'best'", "scores rather than"])
     two = save_network(
@@ -73,7 +75,9 @@ def test_no_classifier(tmp_path: Path) -> None:
     assert fine("inspect", two, "--output", "logits", "--json").json["output"] == "logits"
     refused("inspect", two, "--output", "logit", says=["no output 'logit'", "did you mean 'logits'"])
     single = save_network(
-        tmp_path / "single.onnx", "y = Gemm<transB=1>(flat, w, bias) one = ReduceMax<keepdims=1, axes=[1]>(y)", "float[N,1] one"
+        tmp_path / "single.onnx",
+        "y = Gemm<transB=1>(flat, w, bias) one = ReduceMax<keepdims=1, axes=[1]>(y)",
+        "float[N,1] one",
     )
     refused("inspect", single, says=["single.onnx", "at least 2 classes"])
     assert not (tmp_path / "run").exists()
@@ -91,7 +95,9 @@ def test_logits_that_are_probabilities_already(tmp_path: Path) -> None:
     assert fine("verify", out, "--against", path, "--run", run, "--samples", "16", "--json").json["ok"]
     session = onnxruntime.InferenceSession(out)
     images = np.random.default_rng(1).uniform(0, 16, (64, 1, 8, 8)).astype(np.float32)
-    answers = dict(zip([value.name for value in session.get_outputs()], session.run(None, {"image": images}), strict=True))
+    answers = dict(
+        zip([value.name for value in session.get_outputs()], session.run(None, {"image": images}), strict=True)
+    )
     np.testing.assert_allclose(answers["probabilities"].sum(axis=1), 1, rtol=1e-5)
     final = answers["exit_index"] == answers["exit_index"].max()
     measures = {exit_["measure"] for exit_ in fine("pareto", run, "--json").json["plans"][2]["exits"]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -34,14 +35,23 @@ def front(sites: int, plans: int = 4) -> dict[str, Any]:
         made.append(
             {
                 "index": index,
-                "exits": [{"site": s, "head": "h", "measure": "m", "threshold": 0.5, "temperature": 1.0} for s in chosen],
+                "exits": [
+                    {"site": s, "head": "h", "measure": "m", "threshold": 0.5, "temperature": 1.0} for s in chosen
+                ],
                 "select": figures(0.7 + 0.07 * index, 40e6 * (index + 1) / plans, rates),
                 "test": figures(0.68 + 0.07 * index, 41e6 * (index + 1) / plans, rates),
                 "worst": {"cost": {"macs": 48e6}, "macs": 48e6},
             }
         )
     trunk = {"accuracy_select": 0.9147, "accuracy_test": 0.9172, "macs": 40e6, "cost": {"macs": 40e6}}
-    run = {"objective": "macs", "labels": "given", "memorisation": None, "state": "done", "uncounted": []}
+    run: dict[str, Any] = {
+        "objective": "macs",
+        "unit": "MACs",
+        "labels": "given",
+        "memorisation": None,
+        "state": "done",
+        "uncounted": [],
+    }
     return {"run": run, "trunk": trunk, "plans": made, "knee": 1}
 
 
@@ -77,9 +87,30 @@ def test_a_long_front_is_thinned_and_keeps_its_knee() -> None:
     assert sum(line.startswith("─") for line in lines) == 1
 
 
+def test_thinning_leaves_room_below_the_cost_of_the_model() -> None:
+    costs = [*range(1, 101), 150, 180, 300, 400, 500]
+    plans = [{"index": place, "select": {"cost": {"macs": cost}}} for place, cost in enumerate(costs)]
+    chosen = [plan["select"]["cost"]["macs"] for plan in tables.thin(plans, 25, "macs", 100)]
+    assert len(chosen) == 25
+    assert chosen[0] == 1
+    assert chosen[21:] == [100, 150, 300, 500]
+    assert max(after - before for before, after in pairwise(chosen[:22])) <= 5
+    assert len(tables.thin(plans, 25, "macs", 0.5)) <= 25  # every plan is dearer
+    assert tables.thin(plans[:3], 25, "macs", 100) == plans[:3]
+
+
+def test_the_exported_plan_is_marked() -> None:
+    plain = front(3, plans=200)
+    lines = shown(tables.pareto(plain, exported=7), 80)
+    assert any(line.lstrip().startswith("7+") for line in lines)
+    assert any(line.lstrip().startswith("1*") for line in lines)
+    assert "+ the plan that was exported" in lines
+    assert not any(line.startswith("+") for line in shown(tables.pareto(plain, exported=1), 80))
+
+
 def test_an_empty_front_and_an_unfinished_run() -> None:
     plain = {**front(3), "plans": [], "knee": None}
-    plain["run"] = {**plain["run"], "state": "interrupted", "uncounted": [["node_7", "acme.Conv"]]}
+    plain["run"] = {**plain["run"], "state": "interrupted", "uncounted": [{"node": "node_7", "operator": "acme.Conv"}]}
     text = "\n".join(shown(tables.pareto(plain), 80))
     assert "front: 0 plans" in text
     assert "not finished (state: interrupted)" in text
@@ -117,7 +148,7 @@ def test_the_sites(width: int) -> None:
 
 def test_the_other_tables_fit() -> None:
     width = 80
-    results = [
+    results: list[dict[str, Any]] = [
         {"file": f"exported/of/a/long/folder/name/{name}.onnx", "batch": batch, "threads": 1, "median_ms": 1234.5678,
          "mean_ms": 0.5, "p95_ms": 2.0, "count": 100}
         for batch in (1, 32) for name in ("ee", "model")
@@ -127,7 +158,9 @@ def test_the_other_tables_fit() -> None:
     assert any("1234.568" in line and "1.000x" in line for line in lines)
     assert "x" not in shown(tables.timings({"device": "cpu", "results": results}), width)[1].split()
     checks = [{"name": "decisions at batch 32", "ok": place > 0, "detail": "word " * 40} for place in range(3)]
-    lines = shown(tables.verification({"form": "if", "samples": 9, "near_ties": 2, "ok": False, "checks": checks}), width)
+    lines = shown(
+        tables.verification({"form": "if", "samples": 9, "near_ties": 2, "ok": False, "checks": checks}), width
+    )
     assert max(map(len, lines[:-1])) <= width
     assert lines[-1] == "NOT verified: 1 check failed (2 samples within 1e-6 of a threshold)"
 
@@ -169,7 +202,9 @@ def test_progress_in_a_file() -> None:
         task.advance(20)  # found done by a resumed run
         for step in range(80):
             clock.now += 1.0
-            task.advance(1, f"epoch {step // 10 + 1}, a note that is long enough to be cut at eighty columns if it were")
+            task.advance(
+                1, f"epoch {step // 10 + 1}, a note that is long enough to be cut at eighty columns if it were"
+            )
     lines = out.getvalue().splitlines()
     note = "a note that is long enough to be cut at eighty columns if it were"
     assert lines == [
@@ -208,4 +243,10 @@ def test_progress_on_a_terminal() -> None:
 
 
 def test_durations() -> None:
-    assert [duration(seconds) for seconds in (0.04, 4.2, 42, 372, 7500)] == ["0.0 s", "4.2 s", "42 s", "6 min 12 s", "2 h 05 min"]
+    assert [duration(seconds) for seconds in (0.04, 4.2, 42, 372, 7500)] == [
+        "0.0 s",
+        "4.2 s",
+        "42 s",
+        "6 min 12 s",
+        "2 h 05 min",
+    ]

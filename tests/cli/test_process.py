@@ -53,7 +53,7 @@ def lines(path: Path) -> int:
 
 def test_ctrl_c_while_heads_train(model: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    search = ["search", model, *SEARCH, "--epochs", "60", "--generations", "2", "--out", run]
+    search = ["search", model, *SEARCH, "--epochs", "24", "--batch-size", "128", "--generations", "2", "--out", run]
     done = interrupted(search, lambda: any(run.glob("bank/*/training.safetensors")), tmp_path / "errors")
     assert done.code == 130, done.err
     assert done.out == ""
@@ -70,7 +70,7 @@ def test_ctrl_c_while_heads_train(model: Path, tmp_path: Path) -> None:
 
 def test_ctrl_c_while_plans_are_searched(model: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    search = ["search", model, *SEARCH, "--generations", "150", "--out", run]
+    search = ["search", model, *SEARCH, "--generations", "60", "--out", run]
     done = interrupted(search, lambda: lines(run / "journal.jsonl") >= 4, tmp_path / "errors")
     assert done.code == 130, done.err
     assert "interrupted: the front so far is kept" in done.err
@@ -126,20 +126,20 @@ def test_a_reader_that_goes_away(run: Path) -> None:
     read, write = os.pipe()
     os.close(read)
     done = subprocess.run(
-        command("pareto", run, "--json"), stdout=write, stderr=subprocess.PIPE, text=True, env=environment(), check=False
+        command("pareto", run, "--json"),
+        stdout=write,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+        check=False,
     )
     os.close(write)
     assert done.stderr == ""
     assert done.returncode == 1
 
 
-def test_streams_and_codes(model: Path, run: Path, exported: Path, tmp_path: Path) -> None:
+def test_streams(model: Path, run: Path, exported: Path) -> None:
     done = shell("verify", exported, "--against", model, "--run", run, "--samples", "8", "--json")
     assert done.code == 0
     assert done.json["ok"] is True
     assert done.err == ""
-    done = shell("inspect", tmp_path / "absent.onnx", "--json", EEXFORM_DEBUG="1")
-    assert done.code == 2
-    assert done.out == ""
-    assert "Traceback" in done.err
-    assert "absent.onnx: no such file" in done.err.splitlines()[-1]

@@ -29,13 +29,11 @@ def test_params_counts_shared_ones_once_and_those_in_branches() -> None:
     cost = make("params").cost(graph)
     assert {name: size for name, size in cost.nodes.items() if size} == PARAMS
     assert cost.total == sum(PARAMS.values()) == sum(values.size for values in graph.parameters().values())
-    shared = graph_of(CHAIN.replace("(r2, w3)", "(r2, w3)\n [x] x = Conv<pads = [1, 1, 1, 1]>(c3, w3)").replace(
-        "Relu(c3)", "Relu(x)"
-    ))
-    assert make("params").cost(shared).total == cost.total
-    insert = make_pass(
-        "insert_exits", sites=["r1"], heads={"r1": "none/avg"}, thresholds={"r1": 0.5}, untrained=True
+    shared = graph_of(
+        CHAIN.replace("(r2, w3)", "(r2, w3)\n [x] x = Conv<pads = [1, 1, 1, 1]>(c3, w3)").replace("Relu(c3)", "Relu(x)")
     )
+    assert make("params").cost(shared).total == cost.total
+    insert = make_pass("insert_exits", sites=["r1"], heads={"r1": "none/avg"}, thresholds={"r1": 0.5}, untrained=True)
     with_exit = insert(graph).graph
     lowered = make_pass("lower")(with_exit).graph
     # the lowered network holds thresholds and the like besides

@@ -174,9 +174,12 @@ def test_the_site_of_an_exit_stays_and_its_head_is_folded() -> None:
 
 
 def test_a_value_that_an_exit_is_attached_to_is_not_folded_away() -> None:
-    before = graph_of(CHAIN.replace("r1 = Relu(c1)", "r1 = BatchNormalization(c1, scale, shift, mean, var)").replace(
-        "<float[3, 2, 3, 3] w1,", "<float[3] scale, float[3] shift, float[3] mean, float[3] var, float[3, 2, 3, 3] w1,"
-    ))
+    before = graph_of(
+        CHAIN.replace("r1 = Relu(c1)", "r1 = BatchNormalization(c1, scale, shift, mean, var)").replace(
+            "<float[3, 2, 3, 3] w1,",
+            "<float[3] scale, float[3] shift, float[3] mean, float[3] var, float[3, 2, 3, 3] w1,",
+        )
+    )
     draft = before.copy().gs
     c1 = next(tensor for node in draft.nodes for tensor in node.outputs if tensor.name == "c1")
     emitter = Emitter(draft)

@@ -54,9 +54,8 @@ class Undecided(Pass):
 def registered(patch: pytest.MonkeyPatch) -> Iterator[None]:
     """The passes among the registered ones, as if a distribution had brought them."""
     found = plugins._points
-    extra = {
-        cls.name: EntryPoint(cls.name, f"{__name__}:{cls.__name__}", "eexform.passes") for cls in (DropBlock, Undecided)
-    }
+    group = "eexform.passes"
+    extra = {cls.name: EntryPoint(cls.name, f"{__name__}:{cls.__name__}", group) for cls in (DropBlock, Undecided)}
     with patch.context() as inside:
-        inside.setattr(plugins, "_points", lambda group: {**found(group), **(extra if group == "eexform.passes" else {})})
+        inside.setattr(plugins, "_points", lambda asked: {**found(asked), **(extra if asked == group else {})})
         yield

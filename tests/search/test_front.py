@@ -37,6 +37,13 @@ def test_differences_to_the_trunk_are_judged_as_the_search_judged() -> None:
     assert front.pick("min-accuracy=0.915").select["accuracy"] == 0.92  # an accuracy is an accuracy
 
 
+def test_plans_that_nobody_would_deploy_do_not_bend_the_knee() -> None:
+    useful = [plan(0.91, 40e6), plan(0.905, 28e6), plan(0.90, 24e6)]
+    poor = [plan(0.2, 1e6), plan(0.5, 5e6), plan(0.85, 12e6)]
+    assert build_front(useful + poor, TRUNK).knee().select == build_front(useful, TRUNK).knee().select
+    assert build_front(poor, TRUNK).knee().select["accuracy"] == 0.5  # none is useful: all count
+
+
 def test_front_is_ordered_and_numbered() -> None:
     assert [one.select["macs"] for one in FRONT] == [8e6, 16e6, 24e6, 28e6, 40e6]
     assert [one.index for one in FRONT] == [0, 1, 2, 3, 4]
@@ -47,7 +54,7 @@ def test_front_is_ordered_and_numbered() -> None:
 @pytest.mark.parametrize(
     ("text", "index"),
     [
-        ("knee", 2),
+        ("knee", 3),
         ("3", 3),
         ("max-cost=0.6x", 2),
         ("max-cost=24.4e6", 2),

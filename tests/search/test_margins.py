@@ -46,9 +46,7 @@ def test_same_decisions_off_the_edge(scorer: Scorer, measure: str, carry: float,
     edges = [float(np.sort(column)[int(share * len(column))]) for column in sure]
     before = planned(*edges, measure=measure, carry=carry)
     after = with_margins(before, scorer)
-    np.testing.assert_array_equal(
-        scorer.decide(after, "select").exit_index, scorer.decide(before, "select").exit_index
-    )
+    np.testing.assert_array_equal(scorer.decide(after, "select").exit_index, scorer.decide(before, "select").exit_index)
     for column, edge, exit_ in zip(sure, edges, after.exits, strict=True):
         below = column[column < np.float32(edge)]
         assert (below.max() if len(below) else 0.0) < exit_.threshold < edge

@@ -37,9 +37,7 @@ def bank(full: Bank, tmp_path: Path) -> Bank:
     """A copy that a test may damage."""
     shutil.copytree(full.folder, tmp_path / full.folder.name)
     context = json.loads((full.folder / "context.json").read_text())
-    return Bank(
-        tmp_path, trunk_digest=context["trunk"], data_digest=context["data"], options_digest=context["options"]
-    )
+    return Bank(tmp_path, trunk_digest=context["trunk"], data_digest=context["data"], options_digest=context["options"])
 
 
 def first(bank: Bank) -> tuple[str, str, Path]:
@@ -67,7 +65,7 @@ def test_digests_of_data_and_options_tell_apart_what_matters(trunk: Graph) -> No
     others = [tiny.digits(first=1), tiny.digits(seed=1), tiny.digits(augment="crop:1"), tiny.digits(labels="none")]
     assert len({plain.digest, *(other.digest for other in others)}) == 5
     assert tiny.digits().bind(trunk).digest == plain.digest
-    options = [TrainOptions(**{name: value}) for name, value in (("epochs", 3), ("seed", 1), ("ema", 0.5), ("distill", 1.0))]
+    options = [TrainOptions(epochs=3), TrainOptions(seed=1), TrainOptions(ema=0.5), TrainOptions(distill=1.0)]
     assert len({TrainOptions().digest, *(one.digest for one in options)}) == 5
     assert tiny.network(seed=1).digest != trunk.digest
 

@@ -25,9 +25,7 @@ OPTIONS = TrainOptions(epochs=1, batch_size=32)
 
 
 def entries(graph: Graph, *heads: str) -> list[tuple[int, Any, HeadSpec]]:
-    return [
-        (place, site, HeadSpec.parse(head)) for place, site in enumerate(find_sites(graph).sites) for head in heads
-    ]
+    return [(place, site, HeadSpec.parse(head)) for place, site in enumerate(find_sites(graph).sites) for head in heads]
 
 
 def bound(graph: Graph, *heads: str, batch: int = 32) -> int:
@@ -38,17 +36,18 @@ def test_peak_does_not_grow_with_the_data(tmp_path: Path) -> None:
     """Everything numpy holds, which is all but the heads themselves; the samples are there before."""
     graph = tiny.trained()
     peaks = {}
-    for count in (200, 200, 1700):  # once to warm up
+    for count in (600, 600, 1797):  # once to warm up
         data = tiny.digits(count)
         folder = tmp_path / f"{count}{len(peaks)}"
         tracemalloc.start()
         before, _ = tracemalloc.get_traced_memory()
-        _, report = support.train(folder, graph, data, options=OPTIONS)
+        _, report = support.train(folder, graph, data, options=replace(OPTIONS, batch_size=64))
         peaks[count] = tracemalloc.get_traced_memory()[1] - before
         tracemalloc.stop()
-    labels_and_order = 3 * 8 * 1700
-    assert peaks[1700] < 1.1 * peaks[200] + labels_and_order
-    assert peaks[1700] < report.memory_bytes
+    labels_and_order = 3 * 8 * 1797
+    # how far the threads run ahead of each other is luck; three times the samples would be three times as much
+    assert peaks[1797] < 1.4 * peaks[600] + labels_and_order
+    assert peaks[1797] < report.memory_bytes
 
 
 @pytest.mark.parametrize("count", [200, 1700])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def attached(graph: Graph, bank: Bank, head: str) -> Graph:
     return step(graph, PassContext(heads=bank)).graph
 
 
-# -- what comes out -----------------------------------------------------------------------------------------------------
+# -- what comes out ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("probabilities", [False, True])
@@ -120,7 +121,7 @@ def test_trunk_with_names_like_ours(tmp_path: Path) -> None:
     assert report.trained == len(bank.records) == 4
 
 
-# -- interrupted and resumed ----------------------------------------------------------------------------------------------
+# -- interrupted and resumed ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("ema", [0.0, 0.9])
@@ -211,7 +212,7 @@ def test_a_head_is_the_same_whatever_is_trained_beside_it(trunk: Graph, tmp_path
     assert alone.records[site, head].digest == beside.records[site, head].digest
 
 
-# -- when to stop ---------------------------------------------------------------------------------------------------------
+# -- when to stop -----------------------------------------------------------------------------------------------------
 
 
 def test_early_stopping(trunk: Graph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,7 +248,7 @@ def test_last_batch_of_one_sample(trunk: Graph, tmp_path: Path) -> None:
     assert all(np.isfinite(bank.scores(*pair, "test")).all() for pair in bank.records)
 
 
-# -- without labels -------------------------------------------------------------------------------------------------------
+# -- without labels ---------------------------------------------------------------------------------------------------
 
 
 def test_label_free(trunk: Graph, tmp_path: Path) -> None:
@@ -272,7 +273,7 @@ def test_label_free_with_the_answers_of_another_network(trunk: Graph, tmp_path: 
         assert bank.facts["accuracy"][split] == (bank.final(split).argmax(axis=1) == answers[split]).mean() < 1.0
 
 
-# -- what goes wrong ------------------------------------------------------------------------------------------------------
+# -- what goes wrong --------------------------------------------------------------------------------------------------
 
 
 def test_nan_from_the_trunk(tmp_path: Path) -> None:
@@ -301,7 +302,7 @@ def test_nan_from_the_trunk(tmp_path: Path) -> None:
 
     for split in ("calibrate", "test", "head_train"):
         chosen, black = data(split)
-        with pytest.raises(DataError, match=rf"output 'scores' holds NaN or infinity for sample {black} of split {split}"):
+        with pytest.raises(DataError, match=rf"'scores' holds NaN or infinity for sample {black} of split {split}"):
             support.train(tmp_path / split, graph, chosen, at=())
         assert not support.open_bank(tmp_path / split, graph, chosen).facts
 
@@ -319,7 +320,8 @@ class Failing(ArraySource):
 
 def test_errors_of_the_data_thread_surface(trunk: Graph, tmp_path: Path) -> None:
     good = tiny.digits(200)
-    source = Failing("failing", {"all": ({None: good.source.fetch("all", np.arange(200)).inputs[None]}, good.source.labels("all"))})
+    samples = good.source.fetch("all", np.arange(200))
+    source = Failing("failing", {"all": (samples.inputs, samples.labels)})
     data = Dataset(source, good.preprocess, good.splits)
 
     class Arm(tiny.Watch):
@@ -347,10 +349,9 @@ def test_errors_of_the_trunk_thread_surface(
         return run(*args)
 
     monkeypatch.setattr(trainer.ort, "run", failing)
-    seen = []
+    seen: list[tuple[Any, dict[str, np.ndarray]]] = []
     with pytest.raises(ModelError, match="out of sorts"):
-        for batch, values in trainer._ahead(batches, session, names):
-            seen.append((batch, values))
+        seen.extend(trainer._ahead(batches, session, names))
     assert len(seen) == call - 1
     for batch, values in seen:  # and what came before belongs together
         np.testing.assert_array_equal(values[trunk.final], run(session, batch.feeds)[trunk.final])
@@ -370,7 +371,7 @@ def test_a_loss_that_is_not_finite(trunk: Graph, tmp_path: Path, monkeypatch: py
         return np.full((len(features), 10), np.nan, np.float32)
 
     monkeypatch.setattr(trainer.Student, "predict", exploded)
-    with pytest.raises(EexformError, match=r"head none/avg at .*: the loss is not finite after epoch 1; lower the learning"):
+    with pytest.raises(EexformError, match=r"head none/avg at .*: the loss is not finite after epoch 1; lower"):
         support.train(tmp_path, trunk, tiny.digits(200))
 
 
@@ -388,8 +389,8 @@ def test_learning_rate_warms_up_and_fades() -> None:
     assert rates[0] == pytest.approx(0.1)
     assert rates[20] == max(rates) == pytest.approx(2.0)
     assert rates[-1] == pytest.approx(0.0)
-    assert all(a < b for a, b in zip(rates[:20], rates[1:21], strict=True))
-    assert all(a > b for a, b in zip(rates[20:], rates[21:], strict=False))
+    assert all(a < b for a, b in pairwise(rates[:21]))
+    assert all(a > b for a, b in pairwise(rates[20:]))
     assert trainer._learning_rate(0.0, TrainOptions(warmup=0.0)) == pytest.approx(TrainOptions().learning_rate)
 
 
