@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +13,7 @@ from eexform.cli.output import errors, show
 from eexform.cli.progress import Bars
 from eexform.errors import ModelError, OptionError
 from eexform.ir.graph import Graph
+from eexform.progress import Task
 from eexform.report import tables
 from eexform.search.run import open_run
 from eexform.verification.bench import bench as time_files
@@ -68,15 +70,17 @@ def verify(
         std=std,
         preset=preset,
     )
-    with errors.status("verifying") as status:
+    with ExitStack() as stack:
+        bars = Bars(errors, quiet=quiet)
+        tasks: list[Task] = []
 
-        def report(name: str) -> None:
-            if not quiet:
-                status.update(f"verifying: {name}")
+        def report(name: str, made: int, total: int) -> None:
+            if not tasks:
+                tasks.append(stack.enter_context(bars.task("verifying", total)))
+            tasks[0].advance(1 if made else 0, name)
 
-        if quiet:
-            status.stop()
         found = check_file(exported, graph, dataset, samples=samples, split=split, threads=threads, progress=report)
+        tasks[0].advance(1, f"{len(found.checks)} checks")
     show(found.to_json(), as_json, tables.verification)
     if not found.ok:
         raise typer.Exit(1)

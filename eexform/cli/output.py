@@ -8,8 +8,9 @@ from typing import Any
 
 from rich.console import Console, RenderableType
 
-console = Console(highlight=False)
-errors = Console(stderr=True, highlight=False)
+# names of values and files are shown as they are: "[conv]" is no markup, ":key:" no emoji
+console = Console(highlight=False, markup=False, emoji=False)
+errors = Console(stderr=True, highlight=False, markup=False, emoji=False)
 
 
 def show(plain: Any, as_json: bool, table: Callable[[Any], RenderableType]) -> None:

@@ -5,30 +5,20 @@ They stay readable at 80 columns: numbers are short and to the right, long names
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from graphlib import TopologicalSorter
 from itertools import pairwise
-from string import ascii_uppercase
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-from rich.box import SIMPLE_HEAD
-from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
-from rich.measure import Measurement
-from rich.padding import Padding
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from eexform.report.layout import Fitting, Labels, amount, count, indented, named, paragraphs, table_of, title
+
 SHOWN = 25
 """Plans that the front's table shows unless all are asked for."""
-
-
-def amount(number: float) -> str:
-    """A count with a suffix: ``40.6 M``."""
-    for size, suffix in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
-        if abs(number) >= 0.9995 * size:
-            return f"{number / size:.3g}{suffix}" if abs(number) < 999.5 * size else f"{number / size:.0f}{suffix}"
-    return f"{number:.4g}"
 
 
 def inspection(plain: Mapping[str, Any], rejected: bool = False) -> RenderableType:
@@ -41,7 +31,7 @@ def inspection(plain: Mapping[str, Any], rejected: bool = False) -> RenderableTy
     ]
     lines += _uncounted(plain["uncounted"])
     carried = Labels(value for site in plain["sites"] for value in site["live"] if value != site["value"])
-    table = _table("\nvalue", "\nshape", ">\nstride", ">MACs\nbefore", ">\n%", ">params\nbefore", "also\ncarries")
+    table = table_of("\nvalue", "\nshape", ">\nstride", ">MACs\nbefore", ">\n%", ">params\nbefore", "also\ncarries")
     for site in plain["sites"]:
         table.add_row(
             site["value"],
@@ -52,16 +42,16 @@ def inspection(plain: Mapping[str, Any], rejected: bool = False) -> RenderableTy
             amount(site["params_before"]),
             " ".join(carried[value] for value in site["live"] if value != site["value"]),
         )
-    parts = _paragraphs(lines)
-    parts += [_title(f"{len(plain['sites'])} sites, in the order in which a sample meets them"), table]
+    parts = paragraphs(lines)
+    parts += [title(f"{len(plain['sites'])} sites, in the order in which a sample meets them"), table]
     parts += carried.legend("also carried:")
     if rejected:
-        why = _table("value", "why it is no site")
+        why = table_of("value", "why it is no site")
         for entry in plain["rejected"]:
             why.add_row(entry["value"], entry["reason"])
-        parts += [_title(f"{len(plain['rejected'])} other values"), why]
+        parts += [title(f"{len(plain['rejected'])} other values"), why]
     elif plain["rejected"]:
-        parts += _paragraphs([f"{len(plain['rejected'])} other values are no sites: --rejected says why"])
+        parts += paragraphs([f"{len(plain['rejected'])} other values are no sites: --rejected says why"])
     return Group(*parts)
 
 
@@ -91,20 +81,21 @@ def pareto(plain: Mapping[str, Any], every: bool = False, exported: int | None =
     there = {plan["index"] for plan in shown}
     shown += [plain["plans"][index] for index in marks if index not in there]
     shown.sort(key=lambda plan: plan["index"])
-    labels = Labels(_places(shown))
-    table = _Fitting(_front(plain, shown, labels, marks, grid=True), _front(plain, shown, labels, marks, grid=False))
-    title = f"front: {_count(len(plain['plans']), 'plan')}"
+    met = {exit_["site"] for plan in shown for exit_ in plan["exits"]}
+    labels = Labels(site for site in _places(plain["plans"]) if site in met)
+    table = Fitting(_front(plain, shown, labels, marks, grid=True), _front(plain, shown, labels, marks, grid=False))
+    heading = f"front: {count(len(plain['plans']), 'plan')}"
     if len(shown) < len(plain["plans"]):
-        title += f", {len(shown)} of them here (--all shows every one)"
+        heading += f", {len(shown)} of them here (--all shows every one)"
     meaning = (
         f"acc: {accuracy} in %; points: against the model alone; cost and worst: {objective} on average and on the "
         "dearest path, in % of the model's"
     )
-    parts = [*_paragraphs(lines), _title(title), *_paragraphs([meaning]), table]
+    parts = [*paragraphs(lines), title(heading), *paragraphs([meaning]), table]
     if plain["knee"] is not None:
-        parts += _paragraphs(["* the knee, which --pick knee takes"])
+        parts += paragraphs(["* the knee, which --pick knee takes"])
     if exported is not None and exported != plain["knee"]:
-        parts += _paragraphs(["+ the plan that was exported"])
+        parts += paragraphs(["+ the plan that was exported"])
     return Group(*parts, *labels.legend("exits, end is the model's own classifier:"))
 
 
@@ -122,7 +113,7 @@ def _front(
     places = [*labels.values(), "end"]
     header = "".join(f"{place:>4}" for place in places)[1:]
     rates = f"leave at, % of test\n{header}" if grid else "leave at,\n% of test"
-    table = _table(
+    table = table_of(
         ">#", ">select\nacc", ">\npoints", ">\ncost", ">test\nacc", ">\npoints", ">\ncost", ">\nworst", rates, gap=1
     )
     table.columns[4].min_width = 7
@@ -179,38 +170,38 @@ def exported(plain: Mapping[str, Any]) -> RenderableType:
     """Of ``eexform export``."""
     plan, trunk, objective = plain["plan"], plain["trunk"], plain["objective"]
     whole = trunk["cost"][objective]
-    table = _table("exit at", "head", "measure", ">threshold", ">leave, %")
+    table = table_of("exit at", "head", "measure", ">threshold", ">leave, %")
     for exit_, rate in zip(plan["exits"], plan["test"]["rates"], strict=False):
         threshold = exit_["threshold"] if isinstance(exit_["threshold"], str) else f"{exit_['threshold']:.4g}"
         table.add_row(exit_["site"], exit_["head"], exit_["measure"], threshold, _rate(rate))
     table.add_row("end", "", "", "", _rate(plan["test"]["rates"][-1]))
     lines = [
-        f"wrote {plain['out']} (form {plain['form']}): plan {plan['index']}, {_count(len(plan['exits']), 'exit')}",
+        f"wrote {plain['out']} (form {plain['form']}): plan {plan['index']}, {count(len(plan['exits']), 'exit')}",
         f"predicted on test: {_percent(plan['test']['accuracy'])} "
         f"({_points(plan['test']['accuracy'], trunk['accuracy_test'])} points), "
         f"{100 * plan['test']['cost'][objective] / whole:.1f} % of the model's {objective}, "
         f"worst case {100 * plan['worst']['cost'][objective] / whole:.1f} %",
     ]
-    return Group(*_paragraphs(lines), table)
+    return Group(*paragraphs(lines), table)
 
 
 def verification(plain: Mapping[str, Any]) -> RenderableType:
     """Of ``eexform verify``."""
-    table = _table("check", "", "detail")
+    table = table_of("check", "", "detail")
     for check in plain["checks"]:
         verdict = Text("ok", style="green") if check["ok"] else Text("FAILED", style="bold red")
         table.add_row(check["name"], verdict, check["detail"])
     failed = sum(not check["ok"] for check in plain["checks"])
     ties = f" ({plain['near_ties']} samples within 1e-6 of a threshold)" if plain["near_ties"] else ""
-    said = f"NOT verified: {_count(failed, 'check')} failed" if failed else f"verified: {len(plain['checks'])} checks"
-    return Group(_title(f"form {plain['form']}, {plain['samples']} samples"), table, *_paragraphs([said + ties]))
+    said = f"NOT verified: {count(failed, 'check')} failed" if failed else f"verified: {len(plain['checks'])} checks"
+    return Group(title(f"form {plain['form']}, {plain['samples']} samples"), table, *paragraphs([said + ties]))
 
 
 def timings(plain: Mapping[str, Any], reference: str | None = None) -> RenderableType:
     """Of ``eexform bench``."""
     base = {entry["batch"]: entry for entry in plain["results"] if entry["file"] == reference}
     columns = ["file", ">batch", ">median ms", ">mean ms", ">p95 ms", ">batches"]
-    table = _table(*columns, *([">median", ">mean"] if base else []))
+    table = table_of(*columns, *([">median", ">mean"] if base else []))
     for entry in plain["results"]:
         row = [
             entry["file"],
@@ -224,9 +215,9 @@ def timings(plain: Mapping[str, Any], reference: str | None = None) -> Renderabl
             other = base[entry["batch"]]
             row += [f"{entry[figure] / other[figure]:.3f}x" for figure in ("median_ms", "mean_ms")]
         table.add_row(*row)
-    parts: list[RenderableType] = [_title(f"{plain['device']}; milliseconds per batch"), table]
+    parts: list[RenderableType] = [title(f"{plain['device']}; milliseconds per batch"), table]
     if base:
-        parts += _paragraphs([f"x: against {reference}; the mean is what a stream of samples costs"])
+        parts += paragraphs([f"x: against {reference}; the mean is what a stream of samples costs"])
     return Group(*parts)
 
 
@@ -234,12 +225,12 @@ def applied(plain: Mapping[str, Any]) -> RenderableType:
     """Of ``eexform apply``."""
     form = "no exits" if plain["form"] == "none" and not plain["exits"] else f"form {plain['form']}"
     lines = [
-        f"wrote {plain['out']} ({form}): {plain['nodes']} nodes before lowering, {_count(len(plain['exits']), 'exit')}"
+        f"wrote {plain['out']} ({form}): {plain['nodes']} nodes before lowering, {count(len(plain['exits']), 'exit')}"
         + ("" if plain["changed"] else "; no pass changed anything")
     ]
     lines += [f"  {note}" for note in plain["notes"]]
     lines += [f"  skipped {skip['where']}: {skip['why']}" for skip in plain["skipped"]]
-    return Group(*_paragraphs(lines))
+    return Group(*paragraphs(lines))
 
 
 def passes(plain: Mapping[str, Any]) -> RenderableType:
@@ -262,9 +253,9 @@ def _listing(entries: Sequence[Mapping[str, Any]], key: str, about: Any) -> Rend
     for entry in entries:
         where = f"  [{entry['distribution']}]" if entry["distribution"] else ""
         if entry["error"]:
-            parts += [_named(entry["name"], where), _indented(Text(f"cannot be loaded: {entry['error']}", style="red"))]
+            parts += [named(entry["name"], where), indented(Text(f"cannot be loaded: {entry['error']}", style="red"))]
             continue
-        parts += [_named(entry["name"], about(entry) + where), _indented(Text(entry["summary"]))]
+        parts += [named(entry["name"], about(entry) + where), indented(Text(entry["summary"]))]
         if entry[key]:
             table = Table.grid(padding=(0, 2))
             table.add_column(min_width=names, no_wrap=True)
@@ -274,39 +265,8 @@ def _listing(entries: Sequence[Mapping[str, Any]], key: str, about: Any) -> Rend
                 default = "required" if item["required"] else _default(item["default"])
                 searched = f"; searched: {item['domain']}" if item.get("domain") else ""
                 table.add_row(item["name"], default, Text(item["help"] + searched))
-            parts.append(_indented(table))
+            parts.append(indented(table))
     return Group(*parts)
-
-
-class Labels(Mapping[str, str]):
-    """Short labels A, B, C, ... for long names, in the order in which they come.
-
-    Args:
-        names: may repeat.
-    """
-
-    def __init__(self, names: Iterable[str]) -> None:
-        self._labels = {name: _letters(place) for place, name in enumerate(dict.fromkeys(names))}
-
-    def __getitem__(self, name: str) -> str:
-        return self._labels[name]
-
-    def __iter__(self) -> Any:
-        return iter(self._labels)
-
-    def __len__(self) -> int:
-        return len(self._labels)
-
-    def legend(self, title: str) -> list[RenderableType]:
-        """What the labels stand for; nothing where there are none."""
-        if not self._labels:
-            return []
-        grid = Table.grid(padding=(0, 2))
-        grid.add_column(justify="right")
-        grid.add_column(overflow="fold")
-        for name, label in self._labels.items():
-            grid.add_row(label, Text(name))
-        return [Text(title), _indented(grid)]
 
 
 def _places(plans: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
@@ -321,39 +281,6 @@ def _places(plans: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     return tuple(sorter.static_order())
 
 
-def _letters(place: int) -> str:
-    text = ""
-    while place >= 0:
-        place, letter = divmod(place, 26)
-        text = ascii_uppercase[letter] + text
-        place -= 1
-    return text
-
-
-class _Fitting:
-    """The first of several renderings that the terminal is wide enough for, else the last."""
-
-    def __init__(self, *choices: RenderableType) -> None:
-        self.choices = choices
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        endless = options.update(width=10_000)
-        for choice in self.choices[:-1]:
-            if Measurement.get(console, endless, choice).maximum <= options.max_width:
-                yield choice
-                return
-        yield self.choices[-1]
-
-
-def _table(*columns: str, gap: int = 2) -> Table:
-    """A table without lines around it; a column whose name starts with ``>`` holds numbers, to the right, unbroken."""
-    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, gap - 1, 0, 0), header_style="bold")
-    for column in columns:
-        justify: Literal["left", "right"] = "right" if column.startswith(">") else "left"
-        table.add_column(Text(column.removeprefix(">")), justify=justify, overflow="fold", no_wrap=justify == "right")
-    return table
-
-
 def _uncounted(entries: Sequence[Mapping[str, str]]) -> list[str]:
     if not entries:
         return []
@@ -362,39 +289,9 @@ def _uncounted(entries: Sequence[Mapping[str, str]]) -> list[str]:
     return [f"not counted in MACs, no rule for the operator: {named}{more}"]
 
 
-def _title(text: str) -> Text:
-    return Text(text, style="bold")
-
-
-def _named(name: str, rest: str) -> Text:
-    return Text.assemble((name, "bold"), rest)
-
-
-def _indented(what: RenderableType) -> RenderableType:
-    return Padding(what, (0, 0, 0, 2), expand=False)
-
-
-class _Line:
-    """A sentence: wrapped on a terminal, whole in a file or a pipe, where lines are searched and cut by others."""
-
-    def __init__(self, text: str) -> None:
-        self.text = text
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield Text(self.text) if console.is_terminal else Text(self.text, no_wrap=True, overflow="ignore")
-
-
-def _paragraphs(lines: Iterable[str]) -> list[RenderableType]:
-    return [_Line(line) for line in lines]
-
-
 def _unit(number: float, unit: str) -> str:
     text = amount(number)
     return f"{text}{unit}" if text[-1].isalpha() and unit == "MACs" else f"{text} {unit}"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _default(value: Any) -> str:

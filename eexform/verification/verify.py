@@ -90,7 +90,7 @@ def verify(
     threads: int = 1,
     atol: float = 1e-4,
     rtol: float = 1e-4,
-    progress: Callable[[str], None] | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
 ) -> Report:
     """Verify an exported file, or a folder of stages, against the original trunk.
 
@@ -103,7 +103,7 @@ def verify(
         threads: of onnxruntime.
         atol: absolute tolerance on scores and confidences.
         rtol: relative tolerance on them.
-        progress: told the name of each check before it is made.
+        progress: told the name of each check before it is made, how many were made, and how many there are.
 
     Returns:
         The report. A fault of the exported network is a failed check, not an exception.
@@ -115,7 +115,7 @@ def verify(
     """
     deployed = Deployed(path, threads=threads)
     feeds = _feeds(data, against, split, samples)
-    verifier = _Verifier(deployed, against, feeds, atol, rtol, progress or (lambda name: None))
+    verifier = _Verifier(deployed, against, feeds, atol, rtol, progress or (lambda name, made, total: None))
     verifier.run()
     return Report(tuple(verifier.checks), deployed.form, verifier.count, verifier.ties)
 
@@ -128,7 +128,7 @@ class _Verifier:
         feeds: Mapping[str, np.ndarray],
         atol: float,
         rtol: float,
-        progress: Callable[[str], None],
+        progress: Callable[[str, int, int], None],
     ) -> None:
         self.deployed, self.against, self.feeds = deployed, against, feeds
         self.atol, self.rtol, self.progress = atol, rtol, progress
@@ -136,6 +136,8 @@ class _Verifier:
         self.count = samples_in(against, feeds)
         self.ties = 0
         self.checks: list[Check] = []
+        fixed, per_exit = 7 + len(BATCHES) + (deployed.form != "multi"), 2
+        self.total = fixed + per_exit * (len(self.exits) + 1)
 
     def run(self) -> None:
         self._ask("valid ONNX", self._valid)
@@ -160,7 +162,7 @@ class _Verifier:
     # -- plumbing -----------------------------------------------------------------------------------------------------
 
     def _ask(self, name: str, question: Callable[[], tuple[bool, str]]) -> None:
-        self.progress(name)
+        self.progress(name, len(self.checks), self.total)
         try:
             ok, detail = question()
         except EexformError as error:

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from eexform.cli.progress import Bars, duration
-from eexform.report import tables
+from eexform.report import layout, tables
 
 SITES = [f"/features/features.{place}/block/block.3/Conv_output_0" for place in range(8)]
 
@@ -173,7 +173,7 @@ def test_sentences_are_whole_in_a_file() -> None:
 
 
 def test_labels() -> None:
-    labels = tables.Labels([str(number) for number in [*range(800), 3]])
+    labels = layout.Labels([str(number) for number in [*range(800), 3]])
     assert list(labels.values())[:3] == ["A", "B", "C"]
     assert labels["25"] == "Z"
     assert labels["26"] == "AA"
@@ -183,7 +183,7 @@ def test_labels() -> None:
 
 
 def test_amounts() -> None:
-    shown = [tables.amount(number) for number in (7, 999, 1000, 40_600, 414_500, 999_600, 1.2e9)]
+    shown = [layout.amount(number) for number in (7, 999, 1000, 40_600, 414_500, 999_600, 1.2e9)]
     assert shown == ["7", "999", "1 k", "40.6 k", "414 k", "1 M", "1.2 G"]
 
 

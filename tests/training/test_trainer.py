@@ -237,6 +237,18 @@ def test_early_stopping(trunk: Graph, tmp_path: Path, monkeypatch: pytest.Monkey
         np.testing.assert_array_equal(kept, seen[head][best])
 
 
+def test_patience_survives_an_interruption(trunk: Graph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Best in the first epoch, two stale ones, stopped in the fourth: the resumed training ends after that one."""
+    consider = trainer.Student.consider
+    monkeypatch.setattr(trainer.Student, "consider", lambda self, loss, epoch: consider(self, float(epoch), epoch))
+    options = TrainOptions(epochs=8, batch_size=32, patience=3)
+    with pytest.raises(KeyboardInterrupt):
+        support.train(tmp_path, trunk, tiny.digits(200), options=options, progress=tiny.Watch("training heads", 10))
+    bank, report = support.train(tmp_path, trunk, tiny.digits(200), options=options)
+    assert report.epochs == 4
+    assert {(record.epochs, record.loss) for record in bank.records.values()} == {(4, 1.0)}
+
+
 def test_last_batch_of_one_sample(trunk: Graph, tmp_path: Path) -> None:
     """81 samples in batches of 16: one is left over, over which batch normalisation has no variance."""
     data = tiny.digits(200)
