@@ -97,7 +97,8 @@ def search(
         "objective": objective,
         "cost": model_settings(models[objective]),
         "recipe": Recipe(tuple(Step(name, given) for name, given in steps)).to_plain(),
-        "options": options.to_json(),
+        # how many threads work changes no decision, so a resume may have another number
+        "options": {name: value for name, value in options.to_json().items() if name != "threads"},
         "train": train.to_json(),
         "train_digest": train.digest,  # after what it is made from, so that a difference is named in words
         "limits": limits.to_json(),
@@ -135,7 +136,7 @@ def _begin(
             folder.journal.unlink(missing_ok=True)
             continue
         raise RunError(
-            f"{folder.path}: cannot resume, the {key.replace('_', ' ')} is not that of the run: "
+            f"{folder.path}: cannot resume with other {key.replace('_', ' ')} than the run's: "
             f"{_difference(facts[key], value)}; use the same options or another --out"
         )
     facts.pop("error", None)

@@ -20,7 +20,7 @@ from eexform.search.space import plain
 
 def model_settings(model: CostModel) -> dict[str, Any]:
     """Name and settings of a cost model as plain values."""
-    settings = asdict(model) if is_dataclass(model) and not isinstance(model, type) else {}
+    settings: dict[str, Any] = asdict(model) if is_dataclass(model) else {}
     return {"name": model.name, **{key: plain(value) for key, value in settings.items()}}
 
 

@@ -104,7 +104,7 @@ def test_measured_latency(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     for plan in run.front:
         assert 0 < plan.select["cost"]["latency_ort"] < 100
         assert plan.select["macs"] > 0
-    with pytest.raises(RunError, match="the cost is not that of the run: repeats was 3, now 4"):
+    with pytest.raises(RunError, match="cannot resume with other cost than the run's: repeats was 3, now 4"):
         start(out, cost="latency_ort:repeats=4,warmup=1", resume=True)
     trunk = run.front.trunk.select["cost"]["latency_ort"]
 

@@ -143,14 +143,20 @@ def test_resuming_what_is_done_changes_nothing(copy: Path) -> None:
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"options": options(population=20)}, "the options is not that of the run: population was 16, now 20"),
-        ({"options": options(seed=3)}, "options is not that of the run: seed was 0, now 3"),
-        ({"train": TrainOptions(epochs=3)}, "the train is not that of the run: epochs was 2, now 3"),
-        ({"cost": "params"}, "the objective is not that of the run: was 'macs', now 'params'"),
-        ({"limits": Limits(max_cost="0.9x")}, "the limits is not that of the run: max_cost was None, now '0.9x'"),
-        ({"data": "other"}, "the data digest is not that of the run"),
-        ({"graph": "other"}, "the trunk digest is not that of the run"),
-        ({"recipe": recipe(("insert_exits", {}))}, "the recipe is not that of the run"),
+        (
+            {"options": options(population=20)},
+            "cannot resume with other options than the run's: population was 16, now 20",
+        ),
+        ({"options": options(seed=3)}, "cannot resume with other options than the run's: seed was 0, now 3"),
+        ({"train": TrainOptions(epochs=3)}, "cannot resume with other train than the run's: epochs was 2, now 3"),
+        ({"cost": "params"}, "cannot resume with other objective than the run's: was 'macs', now 'params'"),
+        (
+            {"limits": Limits(max_cost="0.9x")},
+            "cannot resume with other limits than the run's: max_cost was None, now '0.9x'",
+        ),
+        ({"data": "other"}, "cannot resume with other data digest than the run's"),
+        ({"graph": "other"}, "cannot resume with other trunk digest than the run's"),
+        ({"recipe": recipe(("insert_exits", {}))}, "cannot resume with other recipe than the run's"),
     ],
     ids=lambda value: value if isinstance(value, str) else next(iter(value)),
 )
@@ -164,3 +170,9 @@ def test_resume_with_other_settings_says_which(copy: Path, changed: dict[str, An
         start(copy, resume=True, **changed)
     assert "use the same options or another --out" in str(caught.value)
     assert (copy / "run.json").read_bytes() == before
+
+
+def test_another_number_of_threads_is_the_same_search(copy: Path) -> None:
+    front = (copy / "front.json").read_bytes()
+    start(copy, resume=True, options=options(threads=2))
+    assert (copy / "front.json").read_bytes() == front
