@@ -211,12 +211,14 @@ class Front:
         """The plan farthest from the line between the cheapest and the most accurate one, both axes scaled to 0..1.
 
         Only plans within :data:`USEFUL` points of the trunk count (all, where there is none): the cheap end of a front
-        holds plans that nobody would deploy, and they would bend the axis on which the others are compared.
+        holds plans that nobody would deploy, and they would bend the axis on which the others are compared. The trunk
+        alone is a plan of the front where nothing beats it, but no knee while there is a plan with exits.
         """
         if not self.plans:
             raise OptionError("the front is empty: no plan kept the constraints; loosen them and search again")
         floor = _judged(self.trunk) - USEFUL / 100
-        plans = [plan for plan in self.plans if _judged(plan) >= floor] or list(self.plans)
+        plans = [plan for plan in self.plans if plan.exits] or list(self.plans)
+        plans = [plan for plan in plans if _judged(plan) >= floor] or plans
         points = np.array([(self.cost(plan), _judged(plan)) for plan in plans], np.float64)
         span = np.ptp(points, axis=0)
         scaled = (points - points.min(axis=0)) / np.where(span > 0, span, 1.0)

@@ -44,6 +44,11 @@ def test_plans_that_nobody_would_deploy_do_not_bend_the_knee() -> None:
     assert build_front(poor, TRUNK).knee().select["accuracy"] == 0.5  # none is useful: all count
 
 
+def test_the_trunk_alone_is_no_knee() -> None:
+    one = replace(plan(0.90, 39e6), exits=(PlanExit("s", "none/avg", "max_prob", 0.5, 1.0),))
+    assert build_front([plan(0.91, 40e6), one], TRUNK).knee().exits == one.exits
+
+
 def test_front_is_ordered_and_numbered() -> None:
     assert [one.select["macs"] for one in FRONT] == [8e6, 16e6, 24e6, 28e6, 40e6]
     assert [one.index for one in FRONT] == [0, 1, 2, 3, 4]
