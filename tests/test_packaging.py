@@ -124,7 +124,7 @@ def test_paths_of_a_machine_are_noticed(line: str) -> None:
     assert _MACHINE.search(line)
 
 
-@pytest.mark.parametrize("line", ["docs/work/x.md", "https://example.org/home/x", 'marks = ("/home/", "/tmp/")'])
+@pytest.mark.parametrize("line", ["docs/home/x.md", "https://example.org/home/x", 'prefixes = ("/home/", "/tmp/")'])
 def test_other_slashes_are_not(line: str) -> None:
     assert not _MACHINE.search(line)
 

@@ -7,6 +7,7 @@ inlined, ``Constant`` nodes are initialisers), node and value names unique, the 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -27,6 +28,10 @@ from eexform.ir.graph import Graph
 from eexform.ir.serialize import read_metadata, save, to_model
 
 __all__ = ["from_model", "load", "save", "to_model"]
+
+
+_ABSOLUTE_PATH = re.compile(r"""(?:^|[\s"'=(,\[])(?:~?/[^/\s]+/|[A-Za-z]:[\\/]|\\\\)|file://""")
+"""A path from the root, a drive, a share or a home folder; an address such as https://... is none."""
 
 
 def load(
@@ -181,6 +186,7 @@ def _materialise(constant: gs.Constant, external: ExternalData) -> None:
 
 
 def _without_paths(metadata: Mapping[str, str]) -> dict[str, str]:
-    """Metadata without entries that tell about somebody's machine."""
-    marks = ("/home/", "/Users/", "/root/", "/tmp/", ":\\", "file://")
-    return {key: value for key, value in metadata.items() if not any(mark in value for mark in marks)}
+    """Metadata without entries that tell about somebody's machine (our own hold value names, which may look alike)."""
+    return {
+        key: value for key, value in metadata.items() if key.startswith("eexform.") or not _ABSOLUTE_PATH.search(value)
+    }

@@ -322,3 +322,16 @@ def test_string_constants_and_empty_attributes_survive(tmp_path: Path) -> None:
     assert text.graph.node[0].attribute[0].name == "options"
     labels = from_model(text, output="l")
     assert from_model(to_model(labels)).digest == labels.digest
+
+
+def test_paths_in_metadata_are_told_from_addresses_and_value_names() -> None:
+    text = model("y = Gemm(x, w)", {"w": normal(4, 3)})
+    kept = {
+        "homepage": "https://example.org/models/x",
+        "licence": "MIT/Apache-2.0",
+        "eexform.note": "/layer1/relu/Relu",
+    }
+    dropped = {"a": "/srv/team/run.py", "b": "D:/models/x", "c": "from '/var/x/y'", "d": "~/x/y", "e": "file://h/x"}
+    for key, value in {**kept, **dropped}.items():
+        text.metadata_props.add(key=key, value=value)
+    assert {key for key in from_model(text).metadata if key in kept or key in dropped} == set(kept)
