@@ -6,9 +6,12 @@ the graph, ready for ``eexform.heads.with_parameters``.
 
 from __future__ import annotations
 
+import keyword
 import operator
 import re
-from collections.abc import Callable, Sequence
+from collections import ChainMap
+from collections.abc import Callable, MutableMapping, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -16,10 +19,17 @@ import onnx_graphsurgeon as gs
 import torch
 from torch import fx, nn
 
-from eexform.errors import ModelError, suggest
+from eexform.backends.fx_tree import Tree, borrowed, common_path, is_path, size_of
+from eexform.backends.torch_types import to_tensor
+from eexform.errors import GraphError, ModelError, suggest
+from eexform.ir import kinds
 from eexform.ir.graph import Graph
+from eexform.ir.inference import split_dim
 
 _META = "eexform.parameters"
+OWNED = ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set")
+"""What modules on the same tensors have in common."""
+
 _STANDARD = (None, "", "ai.onnx")
 
 Builder = Callable[["Raiser", gs.Node], "fx.Node | Sequence[fx.Node]"]
@@ -56,35 +66,22 @@ def supported() -> tuple[str, ...]:
 def raise_to_fx(graph: Graph) -> fx.GraphModule:
     """The graph as a torch module in training mode.
 
-    Takes the graph's inputs in order and returns its output, or a tuple where there are several. Floating-point
-    constants of more than one element (and weights of modules) become trainable parameters, others buffers; a constant
-    that two nodes use is one tensor, batch-normalisation statistics included.
+    Takes the graph's inputs in order and returns its output, or a tuple where there are several. State-dict keys are
+    the constants' names: a node whose constants are ``<path>.weight``, ``<path>.bias`` ... becomes the torch module at
+    that path, other constants lie on plain modules at theirs; names that are no path (``onnx::Conv_12``) are made into
+    one. A constant that several nodes use is one tensor, batch-normalisation statistics included, and a module that is
+    called twice is one module.
+
+    Floating-point constants of more than one element (and weights of modules) become trainable parameters, others
+    buffers; where the graph knows what its constants were in the module it came from (:mod:`eexform.ir.kinds`), they
+    are that again.
 
     Raises:
         ModelError: an operator or a form of it cannot be raised; the message names the node.
     """
-    _register_builtin()
     raiser = Raiser(graph)
-    for tensor in graph.gs.inputs:
-        raiser.bind(tensor, raiser.graph.placeholder(raiser.unique(tensor.name)))
-    for node in graph.nodes:
-        key = node.op if node.domain in _STANDARD else f"{node.domain}::{node.op}"
-        builder = _OPS.get(key)
-        if builder is None:
-            raise ModelError(
-                f"node {node.name!r}: operator {key!r} cannot be raised to torch ({suggest(key, _OPS)}); "
-                "register a rule with eexform.backends.fx.op"
-            )
-        found = builder(raiser, node)
-        results = [found] if isinstance(found, fx.Node) else list(found)
-        for tensor, result in zip(node.outputs, results, strict=False):
-            raiser.bind(tensor, result)
-    outputs = [raiser.operand(tensor) for tensor in graph.gs.outputs]
-    raiser.graph.output(outputs[0] if len(outputs) == 1 else tuple(outputs))
-    raiser.graph.lint()
-    module = fx.GraphModule(raiser.root, raiser.graph, class_name="RaisedGraph")
-    module.meta[_META] = raiser.names
-    return module
+    raiser.run()
+    return raiser.build()
 
 
 def fx_parameters(module: fx.GraphModule) -> dict[str, np.ndarray]:
@@ -110,19 +107,81 @@ class Raiser:
 
     Attributes:
         source: the graph that is raised.
-        root: owner of the modules, parameters and buffers.
+        tree: the modules, parameters and buffers.
         graph: the fx graph that grows.
         names: target in the module of every floating-point constant used, by IR name.
+        targets: the same for every constant used.
     """
 
-    def __init__(self, source: Graph) -> None:
+    def __init__(self, source: Graph, whole: Raiser | None = None) -> None:
+        """Start on ``source``.
+
+        Args:
+            source: the graph.
+            whole: the conversion of the graph that ``source`` is a part of: modules and tensors are taken from it, and
+                what the part has beyond it is in no state dict.
+        """
         self.source = source
-        self.root = nn.Module()
+        self.whole = whole
+        self.tree: Tree = Tree(source.constants) if whole is None else whole.tree
         self.graph = fx.Graph()
         self.names: dict[str, str] = {}
+        self.targets: MutableMapping[str, str] = {} if whole is None else ChainMap({}, whole.targets)
+        self._kinds = kinds.kinds(source.metadata)
         self._values: dict[str, fx.Node] = {}
-        self._tensors: dict[str, torch.Tensor] = {}
-        self._taken: set[str] = set(dir(nn.Module()))
+        self._tensors: MutableMapping[str, torch.Tensor] = {} if whole is None else ChainMap({}, whole._tensors)
+        self._arguments: set[str] = set()
+        self._sizes: dict[str, fx.Node] = {}
+
+    def inside(self, body: Graph) -> Raiser:
+        """A conversion of a body inside this graph: a module of its own, the same tensors for the same constants."""
+        inner = Raiser(body)
+        inner._kinds, inner._tensors = self._kinds, self._tensors
+        return inner
+
+    def run(self) -> None:
+        """Raise every node.
+
+        Raises:
+            ModelError: an operator or a form of it cannot be raised.
+        """
+        _register_builtin()
+        for tensor in self.source.gs.inputs:
+            self.bind(tensor, self.graph.placeholder(self.argument(tensor.name)))
+        for node in self.source.nodes:
+            key = node.op if node.domain in _STANDARD else f"{node.domain}::{node.op}"
+            builder = _OPS.get(key)
+            if builder is None:
+                raise ModelError(
+                    f"node {node.name!r}: operator {key!r} cannot be raised to torch ({suggest(key, _OPS)}); "
+                    "register a rule with eexform.backends.fx.op"
+                )
+            found = builder(self, node)
+            results = [found] if isinstance(found, fx.Node) else list(found)
+            for tensor, result in zip(node.outputs, results, strict=False):
+                self.bind(tensor, result)
+        outputs = [self.operand(tensor) for tensor in self.source.gs.outputs]
+        self.graph.output(outputs[0] if len(outputs) == 1 and self.whole is None else tuple(outputs))
+        for alias, kept in kinds.tied(self.source.metadata).items():
+            if kept in self.targets:
+                self.tree.alias(alias, self.targets[kept])
+
+    def build(self) -> fx.GraphModule:
+        """The module of what was raised; it owns the very modules and tensors of :attr:`tree`."""
+        for node in reversed(self.graph.nodes):  # arithmetic on sizes that turned out not to be needed
+            if node.op in ("call_function", "get_attr") and not node.users:
+                self.graph.erase_node(node)
+        module = fx.GraphModule(self.root, self.graph, class_name="RaisedGraph")
+        for kept in OWNED:
+            module.__dict__[kept] = self.root.__dict__[kept]
+        module.graph.lint()
+        module.meta[_META] = self.names
+        return module
+
+    @property
+    def root(self) -> nn.Module:
+        """Owner of the modules, parameters and buffers."""
+        return self.tree.root
 
     # -- operands ---------------------------------------------------------------------------------------------------
 
@@ -159,23 +218,56 @@ class Raiser:
 
     def shape(self, node: gs.Node, place: int) -> tuple[Any, ...] | None:
         """Shape of an input as far as the graph knows it."""
-        tensor = node.inputs[place]
+        return self.shape_of(node.inputs[place])
+
+    def shape_of(self, tensor: gs.Tensor) -> tuple[Any, ...] | None:
+        """Shape of a value as far as the graph knows it."""
         if tensor.shape is None and tensor.name in self.source.types:
             return self.source.types[tensor.name].shape
         return None if tensor.shape is None else tuple(tensor.shape)
+
+    def sizes(self, node: gs.Node, place: int) -> list[Any] | None:
+        """The sizes of the output, where input ``place`` computes them from sizes of other values.
+
+        Numbers where the graph knows them, fx nodes of integers where they follow an input's size: no tensor of sizes
+        has to be computed and read, which is slow and which ``torch.export`` cannot follow.
+        """
+        if not _follows_sizes(node.inputs[place]):
+            return None
+        try:
+            shape = self.shape_of(node.outputs[0])
+        except GraphError:  # made by hand, not loaded: then sizes are computed as the nodes say
+            return None
+        if shape is None:
+            return None
+        found = [dim if isinstance(dim, int) else self._size(dim) for dim in shape]
+        return None if any(size is None for size in found) else found
+
+    def _size(self, dim: str | None) -> fx.Node | None:
+        """The integer that a symbolic size stands for, read off an input; ``None`` where no input has it."""
+        if dim is None or dim in self._sizes:
+            return self._sizes.get(dim or "")
+        factor, symbol = split_dim(dim)
+        if factor != 1:
+            one = self._size(symbol)
+            found = None if one is None else self.call(operator.mul, one, factor)
+        else:
+            places = ((tensor, axis) for tensor in self.source.gs.inputs for axis, size in enumerate(tensor.shape or ())
+                      if size == symbol)  # fmt: skip
+            tensor, axis = next(places, (None, 0))
+            found = None if tensor is None else self.call(size_of, self.operand(tensor), axis)
+        if found is not None:
+            self._sizes[dim] = found
+        return found
 
     def operand(self, tensor: gs.Tensor) -> fx.Node:
         """The fx node of a value."""
         if isinstance(tensor, gs.Constant):
             if tensor.name not in self._values:
-                held = self.tensor(tensor)
-                if tensor.name in self.names:  # a module owns it already: the same tensor, under its name there
-                    self._values[tensor.name] = self.graph.get_attr(self.names[tensor.name])
-                else:
-                    target = self.unique(tensor.name)
-                    self._hold(target, held)
-                    self._record(tensor, target)
-                    self._values[tensor.name] = self.graph.get_attr(target)
+                if tensor.name not in self.targets:  # else a module owns it already, under its name there
+                    persistent = self.whole is None and self._kinds.get(tensor.name) != "constant"
+                    self._record(tensor, self.tree.hold(tensor.name, self.tensor(tensor), persistent=persistent))
+                self._values[tensor.name] = self.graph.get_attr(self.targets[tensor.name])
             return self._values[tensor.name]
         if tensor.name not in self._values:
             raise ModelError(f"value {tensor.name!r} is used before it is produced; sort the graph topologically")
@@ -189,16 +281,23 @@ class Raiser:
     # -- parts of the module ----------------------------------------------------------------------------------------
 
     def tensor(self, constant: gs.Constant, *, trainable: bool = True) -> torch.Tensor:
-        """The one torch tensor of a constant: a parameter where it is floating-point with more than one element."""
+        """The one torch tensor of a constant, with memory of its own: training must not write into the graph."""
         if constant.name not in self._tensors:
-            array = np.array(constant.values)  # a copy: training must not write into the graph
-            held = torch.from_numpy(array) if array.ndim else torch.tensor(array[()])
-            learnable = trainable and held.is_floating_point() and held.numel() > 1
+            try:
+                held = to_tensor(constant.values)
+            except ModelError as error:
+                raise ModelError(f"constant {constant.name!r}: {error}") from error
+            kind = self._kinds.get(constant.name)
+            learnable = kind == "parameter" if kind is not None else held.numel() > 1
+            learnable = trainable and learnable and held.is_floating_point()
             self._tensors[constant.name] = nn.Parameter(held) if learnable else held
         return self._tensors[constant.name]
 
     def module(self, node: gs.Node, module: nn.Module, inputs: Sequence[Any], **constants: gs.Tensor | None) -> fx.Node:
-        """Call a new sub-module whose parameters and buffers are the given constants.
+        """Call a sub-module whose parameters and buffers are the given constants.
+
+        It lies where the names of the constants say, or below the node's name where they say nothing. The same module
+        called before is called again; where the constants belong elsewhere, what it does is called on them there.
 
         Args:
             node: gives the name.
@@ -206,21 +305,38 @@ class Raiser:
             inputs: fx nodes to call it with.
             constants: attribute of the module to graph constant; ``None`` is left out.
         """
-        target = self.unique(node.name or node.op)
-        for attribute, constant in constants.items():
-            if constant is None:
-                continue
+        given = {attribute: constant for attribute, constant in constants.items() if constant is not None}
+        name = node.name or node.op
+        if not given:
+            target = self.tree.unique(name)
+            self.root.add_module(target, module)
+            return self.graph.call_module(target, tuple(inputs))
+        form = (type(module), module.extra_repr(), tuple(given))
+        held = common_path({key: self.targets.get(constant.name, "") for key, constant in given.items()})
+        if held is not None and self.tree.form(held) == form:
+            return self.graph.call_module(held, tuple(inputs))
+        path = common_path({key: constant.name for key, constant in given.items()})
+        free = self.whole is None and not any(constant.name in self.targets for constant in given.values())
+        if path is None and free and not all(is_path(constant.name) for constant in given.values()):
+            path = self.tree.unique(name)
+        if path is None or not free or not self.tree.fits(path, module):
+            for attribute, constant in given.items():
+                self.tensor(constant, trainable=attribute not in module._buffers)
+            operands = {attribute: self.operand(constant) for attribute, constant in given.items()}
+            return borrowed(self.graph, self.tree, name, module, inputs, operands)
+        for attribute, constant in given.items():
             is_buffer = attribute in module._buffers
-            held = self.tensor(constant, trainable=not is_buffer)
+            tensor = self.tensor(constant, trainable=not is_buffer)
             if is_buffer:
-                module._buffers[attribute] = held.data if isinstance(held, nn.Parameter) else held
+                module._buffers[attribute] = tensor
             else:
-                if not isinstance(held, nn.Parameter):
-                    held = self._tensors[constant.name] = nn.Parameter(held)
-                setattr(module, attribute, held)
-            self._record(constant, f"{target}.{attribute}")
-        self.root.add_module(target, module)
-        return self.graph.call_module(target, tuple(inputs))
+                if not isinstance(tensor, nn.Parameter):
+                    trained = tensor.is_floating_point() and self._kinds.get(constant.name, "parameter") == "parameter"
+                    tensor = self._tensors[constant.name] = nn.Parameter(tensor, requires_grad=trained)
+                setattr(module, attribute, tensor)
+            self._record(constant, f"{path}.{attribute}")
+        self.tree.put(path, module, form)
+        return self.graph.call_module(path, tuple(inputs))
 
     def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
         """Call a torch function."""
@@ -232,25 +348,41 @@ class Raiser:
 
     def unique(self, name: str) -> str:
         """``name`` as an identifier that nothing else on the module has."""
+        return self.tree.unique(name)
+
+    def argument(self, name: str) -> str:
+        """``name`` as that of an argument of ``forward``."""
         wanted = re.sub(r"\W+", "_", name).strip("_") or "value"
-        if wanted[0].isdigit():
-            wanted = f"_{wanted}"
+        wanted = f"_{wanted}" if wanted[0].isdigit() or keyword.iskeyword(wanted) or wanted == "self" else wanted
         found, count = wanted, 1
-        while found in self._taken:
+        while found in self._arguments:
             found, count = f"{wanted}_{count}", count + 1
-        self._taken.add(found)
+        self._arguments.add(found)
         return found
 
-    def _hold(self, target: str, held: torch.Tensor) -> None:
-        if isinstance(held, nn.Parameter):
-            self.root.register_parameter(target, held)
-        else:
-            self.root.register_buffer(target, held)
-
     def _record(self, constant: gs.Constant, target: str) -> None:
+        self.targets.setdefault(constant.name, target)
         if np.issubdtype(constant.dtype, np.floating):
             self.names.setdefault(constant.name, target)
 
 
+def _follows_sizes(tensor: gs.Tensor) -> bool:
+    """Whether a value is computed from sizes of others and constants alone."""
+    stack, seen, found = [tensor], set(), False
+    while stack:
+        value = stack.pop()
+        if isinstance(value, gs.Constant) or value.is_empty() or value.name in seen:
+            continue
+        seen.add(value.name)
+        if not value.inputs:
+            return False
+        if value.inputs[0].op in ("Shape", "Size"):
+            found = True
+        else:
+            stack += value.inputs[0].inputs
+    return found
+
+
+@cache
 def _register_builtin() -> None:
-    from eexform.backends import fx_nn, fx_ops, fx_shapes  # noqa: F401  (importing them registers their rules)
+    from eexform.backends import fx_rules  # noqa: F401  (importing it registers them)

@@ -11,14 +11,13 @@ import torch.nn.functional as F  # noqa: N812  (its usual name)
 from torch import fx, nn
 
 from eexform.backends.fx import Raiser, op
+from eexform.backends.fx_norm import batch_norm_training, layer_norm_parts
+from eexform.backends.torch_types import torch_type
 from eexform.errors import ModelError
 
 _CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 _CONV_FUNCTION = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
-_CONV_TRANSPOSE = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 _BATCH_NORM = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
-_AVERAGE = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
-_MAX = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 
 
 @op("Conv")
@@ -29,7 +28,7 @@ def _conv(raiser: Raiser, node: gs.Node) -> fx.Node:
         raise ModelError(f"node {node.name!r} (Conv): {rank} spatial axes; torch has 1 to 3")
     stride, dilation = _list(node, "strides", rank), _list(node, "dilations", rank)
     kernel, groups = [int(size) for size in weight.shape[2:]], int(node.attrs.get("group", 1))
-    value, padding = _padded(raiser, node, raiser.value(node, 0), kernel, stride, dilation, 0.0)
+    value, padding = _padded(raiser, node, raiser.value(node, 0), kernel, stride, dilation)
     bias = node.inputs[2] if raiser.has(node, 2) else None
     if not isinstance(weight, gs.Constant) or not isinstance(bias, gs.Constant | None):
         operands = (raiser.value(node, 1), raiser.operand(bias) if bias is not None else None)
@@ -43,32 +42,6 @@ def _conv(raiser: Raiser, node: gs.Node) -> fx.Node:
     }
     module = _CONV[rank](per_group * groups, out_channels, **form, groups=groups, bias=bias is not None, device="meta")
     return raiser.module(node, module, [value], weight=weight, bias=bias)
-
-
-@op("ConvTranspose")
-def _conv_transpose(raiser: Raiser, node: gs.Node) -> fx.Node:
-    rank = len(raiser.shape(node, 1) or ()) - 2
-    pads = _list(node, "pads", 2 * rank, 0)
-    if (
-        node.attrs.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID")
-        or node.attrs.get("output_shape")
-        or rank not in _CONV
-    ):
-        raise ModelError(f"node {node.name!r} (ConvTranspose): auto_pad and output_shape cannot be raised to torch")
-    if pads[:rank] != pads[rank:]:
-        raise ModelError(f"node {node.name!r} (ConvTranspose): pads {pads} differ between the two sides")
-    bias = raiser.value(node, 2) if raiser.has(node, 2) else None
-    return raiser.call(
-        _CONV_TRANSPOSE[rank],
-        raiser.value(node, 0),
-        raiser.value(node, 1),
-        bias,
-        _list(node, "strides", rank),
-        pads[:rank],
-        _list(node, "output_padding", rank, 0),
-        int(node.attrs.get("group", 1)),
-        _list(node, "dilations", rank),
-    )
 
 
 @op("Gemm")
@@ -99,12 +72,11 @@ def _einsum(raiser: Raiser, node: gs.Node) -> fx.Node:
 
 
 @op("BatchNormalization")
-def _batch_norm(raiser: Raiser, node: gs.Node) -> fx.Node:
-    if node.attrs.get("training_mode", 0):
-        raise ModelError(
-            f"node {node.name!r} (BatchNormalization): training_mode=1; export the model in evaluation mode"
-        )
+def _batch_norm(raiser: Raiser, node: gs.Node) -> fx.Node | Sequence[fx.Node]:
     eps = float(node.attrs.get("epsilon", 1e-5))
+    if node.attrs.get("training_mode", 0):
+        operands, momentum = [raiser.value(node, place) for place in range(5)], float(node.attrs.get("momentum", 0.9))
+        return raiser.pick(raiser.call(batch_norm_training, *operands, eps, momentum), len(node.outputs))
     if not all(isinstance(operand, gs.Constant) for operand in node.inputs[1:5]):
         scale, bias, mean, var = (raiser.value(node, place) for place in range(1, 5))
         return raiser.call(F.batch_norm, raiser.value(node, 0), mean, var, scale, bias, False, 0.0, eps)
@@ -112,8 +84,8 @@ def _batch_norm(raiser: Raiser, node: gs.Node) -> fx.Node:
     if rank not in _BATCH_NORM:
         raise ModelError(f"node {node.name!r} (BatchNormalization): {rank or 'unknown'} axes; torch has 2 to 5")
     scale, bias, mean, var = node.inputs[1:5]
-    # ONNX weighs the old statistics with momentum, torch the new ones
-    momentum = 1.0 - float(node.attrs.get("momentum", 0.9))
+    # ONNX weighs the old statistics with momentum, torch the new ones; the attribute is float32, hence the rounding
+    momentum = round(1.0 - float(node.attrs.get("momentum", 0.9)), 6)
     module = _BATCH_NORM[rank](int(scale.shape[0]), eps=eps, momentum=momentum, device="meta")
     module.num_batches_tracked = torch.tensor(0)
     return raiser.module(
@@ -122,13 +94,14 @@ def _batch_norm(raiser: Raiser, node: gs.Node) -> fx.Node:
 
 
 @op("LayerNormalization")
-def _layer_norm(raiser: Raiser, node: gs.Node) -> fx.Node:
-    if sum(not tensor.is_empty() for tensor in node.outputs) > 1:
-        raise ModelError(
-            f"node {node.name!r} (LayerNormalization): its mean and deviation outputs cannot be raised to torch"
-        )
+def _layer_norm(raiser: Raiser, node: gs.Node) -> fx.Node | Sequence[fx.Node]:
     scale, bias = node.inputs[1], node.inputs[2] if raiser.has(node, 2) else None
     eps, axis = float(node.attrs.get("epsilon", 1e-5)), int(node.attrs.get("axis", -1))
+    if sum(not tensor.is_empty() for tensor in node.outputs) > 1:
+        kind = torch_type(int(node.attrs.get("stash_type", 1)))
+        operands = (raiser.operand(scale), None if bias is None else raiser.operand(bias))
+        parts = raiser.call(layer_norm_parts, raiser.value(node, 0), *operands, axis, eps, kind)
+        return raiser.pick(parts, len(node.outputs))
     if (
         axis < 0
         and len(scale.shape or ()) == -axis
@@ -145,66 +118,6 @@ def _layer_norm(raiser: Raiser, node: gs.Node) -> fx.Node:
 def _instance_norm(raiser: Raiser, node: gs.Node) -> fx.Node:
     value, scale, bias = (raiser.value(node, place) for place in range(3))
     return raiser.call(F.instance_norm, value, weight=scale, bias=bias, eps=float(node.attrs.get("epsilon", 1e-5)))
-
-
-@op("PRelu")
-def _prelu(raiser: Raiser, node: gs.Node) -> fx.Node:
-    return raiser.call(prelu, raiser.value(node, 0), raiser.value(node, 1))
-
-
-@op("Dropout")
-def _dropout(raiser: Raiser, node: gs.Node) -> fx.Node:
-    module = nn.Dropout(raiser.number(node, 1, 0.5))
-    return raiser.module(node, module, [raiser.value(node, 0)])
-
-
-@op("GlobalAveragePool")
-def _global_average(raiser: Raiser, node: gs.Node) -> fx.Node:
-    return raiser.call(global_pool, raiser.value(node, 0), "mean")
-
-
-@op("GlobalMaxPool")
-def _global_max(raiser: Raiser, node: gs.Node) -> fx.Node:
-    return raiser.call(global_pool, raiser.value(node, 0), "max")
-
-
-@op("AveragePool")
-def _average_pool(raiser: Raiser, node: gs.Node) -> fx.Node:
-    kernel = [int(size) for size in node.attrs["kernel_shape"]]
-    rank = len(kernel)
-    stride, dilation, pads = (
-        _list(node, "strides", rank),
-        _list(node, "dilations", rank),
-        _list(node, "pads", 2 * rank, 0),
-    )
-    ceil, include = bool(node.attrs.get("ceil_mode", 0)), bool(node.attrs.get("count_include_pad", 0))
-    auto = node.attrs.get("auto_pad", "NOTSET")
-    if any(step != 1 for step in dilation) or rank not in _AVERAGE:
-        raise ModelError(f"node {node.name!r} (AveragePool): dilations {dilation} cannot be raised to torch")
-    value = raiser.value(node, 0)
-    fits = all(2 * pad <= size for pad, size in zip(pads, kernel, strict=False))
-    if auto in ("NOTSET", "VALID") and pads[:rank] == pads[rank:] and fits:
-        return raiser.call(_AVERAGE[rank], value, kernel, stride, pads[:rank], ceil, include)
-    if ceil:
-        raise ModelError(f"node {node.name!r} (AveragePool): ceil_mode with uneven padding cannot be raised to torch")
-    padded, _ = _padded(raiser, node, value, kernel, stride, dilation, 0.0, always=True)
-    pooled = raiser.call(_AVERAGE[rank], padded, kernel, stride)
-    if include:
-        return pooled
-    ones, _ = _padded(raiser, node, raiser.call(torch.ones_like, value), kernel, stride, dilation, 0.0, always=True)
-    return raiser.call(torch.div, pooled, raiser.call(_AVERAGE[rank], ones, kernel, stride))
-
-
-@op("MaxPool")
-def _max_pool(raiser: Raiser, node: gs.Node) -> fx.Node:
-    if sum(not tensor.is_empty() for tensor in node.outputs) > 1:
-        raise ModelError(f"node {node.name!r} (MaxPool): its indices output cannot be raised to torch")
-    kernel = [int(size) for size in node.attrs["kernel_shape"]]
-    rank = len(kernel)
-    stride, dilation = _list(node, "strides", rank), _list(node, "dilations", rank)
-    value, padding = _padded(raiser, node, raiser.value(node, 0), kernel, stride, dilation, float("-inf"))
-    ceil = bool(node.attrs.get("ceil_mode", 0))
-    return raiser.call(_MAX[rank], value, kernel, stride, padding, dilation, ceil)
 
 
 # -- torch functions for what torch has no single call for ---------------------------------------------------------
@@ -227,19 +140,8 @@ def layer_norm(
     return normal if bias is None else normal + bias
 
 
-def prelu(value: torch.Tensor, slope: torch.Tensor) -> torch.Tensor:
-    """ONNX's form: the slope broadcasts against the value from the right."""
-    return torch.where(value < 0, value * slope, value)
-
-
-def global_pool(value: torch.Tensor, kind: str) -> torch.Tensor:
-    """Mean or maximum over every axis behind the channels, kept with size 1."""
-    axes = list(range(2, value.dim()))
-    return value.mean(axes, keepdim=True) if kind == "mean" else torch.amax(value, axes, keepdim=True)
-
-
 def pad_same(
-    value: torch.Tensor, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int], upper: bool, fill: float
+    value: torch.Tensor, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int], upper: bool
 ) -> torch.Tensor:
     """``auto_pad`` SAME: make the output have ``ceil(size / stride)`` places; odd ones at the end if ``upper``."""
     flat: list[int] = []
@@ -248,7 +150,7 @@ def pad_same(
         total = max(0, (-(-size // step) - 1) * step + (kernel[place] - 1) * dilation[place] + 1 - size)
         small, large = total // 2, total - total // 2
         flat += [small, large] if upper else [large, small]
-    return F.pad(value, flat, value=fill)
+    return F.pad(value, flat)
 
 
 # -- reading attributes --------------------------------------------------------------------------------------------
@@ -260,27 +162,14 @@ def _list(node: gs.Node, name: str, length: int, default: int = 1) -> list[int]:
 
 
 def _padded(
-    raiser: Raiser,
-    node: gs.Node,
-    value: fx.Node,
-    kernel: list[int],
-    stride: list[int],
-    dilation: list[int],
-    fill: float,
-    *,
-    always: bool = False,
+    raiser: Raiser, node: gs.Node, value: fx.Node, kernel: list[int], stride: list[int], dilation: list[int]
 ) -> tuple[fx.Node, list[int]]:
-    """The value to hand to torch and the padding to ask torch for: uneven padding is done by a call in front.
-
-    ``always``: do all padding in front.
-    """
+    """The value to hand to torch and the padding to ask torch for: uneven padding is done by a call in front."""
     rank, auto = len(kernel), node.attrs.get("auto_pad", "NOTSET")
     if auto in ("SAME_UPPER", "SAME_LOWER"):
-        return raiser.call(pad_same, value, kernel, stride, dilation, auto == "SAME_UPPER", fill), [0] * rank
+        return raiser.call(pad_same, value, kernel, stride, dilation, auto == "SAME_UPPER"), [0] * rank
     pads = _list(node, "pads", 2 * rank, 0) if auto != "VALID" else [0] * (2 * rank)
-    # torch's max pooling takes padding up to half the window only
-    fits = fill == 0.0 or all(2 * pad <= size for pad, size in zip(pads, kernel, strict=False))
-    if pads[:rank] == pads[rank:] and fits and not always:
+    if pads[:rank] == pads[rank:]:
         return value, pads[:rank]
     flat = [amount for place in reversed(range(rank)) for amount in (pads[place], pads[rank + place])]
-    return raiser.call(F.pad, value, flat, "constant", fill), [0] * rank
+    return raiser.call(F.pad, value, flat), [0] * rank

@@ -1,47 +1,223 @@
-"""Rules for element-wise operators and reductions (see :mod:`eexform.backends.fx`)."""
+"""Rules for element-wise operators (see :mod:`eexform.backends.fx`)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from typing import Any
 
 import onnx_graphsurgeon as gs
 import torch
 import torch.nn.functional as F  # noqa: N812  (its usual name)
 from torch import fx
 
+from eexform.backends import fx_wide
 from eexform.backends.fx import Raiser, op
-from eexform.backends.fx_shapes import Ints, as_ints
-from eexform.errors import ModelError
+from eexform.backends.fx_wide import SIGNED, from_ordered, to_ordered
+
+# -- torch functions for what torch has no single call for ---------------------------------------------------------
 
 
-def _register_simple() -> None:
-    """Operators that are one torch call on all their inputs, without attributes."""
-    simple: dict[str, Callable[..., torch.Tensor]] = {
-        "Abs": torch.abs, "Ceil": torch.ceil, "Cos": torch.cos, "Erf": torch.erf, "Exp": torch.exp,
-        "Floor": torch.floor, "HardSwish": F.hardswish, "Log": torch.log, "Mish": F.mish, "Neg": torch.neg,
-        "Not": torch.logical_not, "Reciprocal": torch.reciprocal, "Relu": torch.relu, "Round": torch.round,
-        "Sigmoid": torch.sigmoid, "Sign": torch.sign, "Sin": torch.sin, "Softplus": F.softplus, "Softsign": F.softsign,
-        "Sqrt": torch.sqrt, "Tanh": torch.tanh, "Identity": identity, "Add": torch.add, "Sub": torch.sub,
-        "Mul": torch.mul, "Div": divide, "Pow": power, "Where": torch.where, "Equal": torch.eq, "Greater": torch.gt,
-        "GreaterOrEqual": torch.ge, "Less": torch.lt, "LessOrEqual": torch.le, "And": torch.logical_and,
-        "Or": torch.logical_or, "Xor": torch.logical_xor, "Size": size_of, "Sum": total, "Mean": mean, "Max": largest,
-        "Min": smallest,
-    }  # fmt: skip
-    for name, function in simple.items():
-
-        @op(name)
-        def build(raiser: Raiser, node: gs.Node, function: Callable[..., torch.Tensor] = function) -> fx.Node:
-            return raiser.call(function, *(raiser.value(node, place) for place in range(len(node.inputs))))
+def identity(value: Any) -> Any:
+    return value
 
 
-# -- activations ---------------------------------------------------------------------------------------------------
+def divide(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """Integers are divided towards zero."""
+    whole = not left.is_floating_point() and not right.is_floating_point()
+    return torch.div(left, right, rounding_mode="trunc" if whole else None)
+
+
+def power(base: torch.Tensor, exponent: torch.Tensor | float) -> torch.Tensor:
+    """The result has the type of the base."""
+    found = torch.pow(base, exponent)
+    return found if found.dtype == base.dtype else found.to(base.dtype)
+
+
+def size_of(value: torch.Tensor) -> torch.Tensor:
+    return torch.tensor(value.numel(), device=value.device)
+
+
+def total(*values: torch.Tensor) -> torch.Tensor:
+    result = values[0]
+    for value in values[1:]:
+        result = result + value
+    return result
+
+
+def mean(*values: torch.Tensor) -> torch.Tensor:
+    return total(*values) / len(values)
+
+
+def largest(*values: torch.Tensor) -> torch.Tensor:
+    result = values[0]
+    for value in values[1:]:
+        result = torch.maximum(result, value)
+    return result
+
+
+def smallest(*values: torch.Tensor) -> torch.Tensor:
+    result = values[0]
+    for value in values[1:]:
+        result = torch.minimum(result, value)
+    return result
+
+
+def is_infinite(value: torch.Tensor, negative: bool, positive: bool) -> torch.Tensor:
+    """Where the value is an infinity of the signs asked for."""
+    if negative and positive:
+        return torch.isinf(value)
+    if not negative and not positive:
+        return torch.zeros_like(value, dtype=torch.bool)
+    return torch.isposinf(value) if positive else torch.isneginf(value)
+
+
+def bit_shift(value: torch.Tensor, places: torch.Tensor, left: bool) -> torch.Tensor:
+    """ONNX ``BitShift``: what leaves the type is lost; zeros come in, at the top of signed numbers copies of the sign.
+
+    Shifts by a negative number of places, or by all of them or more, leave only what came in.
+    """
+    kind, width = value.dtype, 8 * value.element_size()
+    held, by = fx_wide.to_signed(value), fx_wide.to_signed(places)
+    within = (by >= 0) & (by < width)
+    by = torch.where(within, by, 0)
+    if left:
+        moved = torch.bitwise_left_shift(held, by)
+    else:
+        moved = torch.bitwise_right_shift(held, by)
+        if kind == torch.uint64:  # held as int64, whose sign bit was copied into the places that became free
+            free = torch.bitwise_left_shift(torch.full_like(held, -1), (64 - by).clamp(max=63))
+            moved = torch.where(by > 0, moved & ~free, moved)
+    gone = -(held < 0).to(held.dtype) if kind.is_signed and not left else torch.zeros_like(moved)
+    moved = torch.where(within, moved, gone)
+    return moved if moved.dtype == kind else moved.to(kind)
+
+
+def clip(value: torch.Tensor, low: Any, high: Any) -> torch.Tensor:
+    """Bounds as numbers or as tensors of one element; where they contradict each other the upper one holds."""
+    if value.dtype in SIGNED:
+        bounds = (None if bound is None else to_ordered(_as_bound(bound, value)) for bound in (low, high))
+        return from_ordered(torch.clamp(to_ordered(value), *bounds), value.dtype)
+    if isinstance(low, torch.Tensor) or isinstance(high, torch.Tensor):
+        low, high = (None if bound is None else _as_bound(bound, value) for bound in (low, high))
+    return torch.clamp(value, low, high)
+
+
+def hard_sigmoid(value: torch.Tensor, alpha: float, beta: float) -> torch.Tensor:
+    return torch.clamp(value * alpha + beta, 0.0, 1.0)
+
+
+def swish(value: torch.Tensor, alpha: float) -> torch.Tensor:
+    return value * torch.sigmoid(value * alpha)
+
+
+def _as_bound(bound: Any, value: torch.Tensor) -> torch.Tensor:
+    return bound if isinstance(bound, torch.Tensor) else torch.tensor(bound, dtype=value.dtype, device=value.device)
+
+
+# -- one torch call on all inputs, without attributes --------------------------------------------------------------
+
+_FLOATING: dict[str, Callable[..., torch.Tensor]] = {
+    "Acos": torch.acos, "Acosh": torch.acosh, "Asin": torch.asin, "Asinh": torch.asinh, "Atan": torch.atan,
+    "Atanh": torch.atanh, "Ceil": torch.ceil, "Cos": torch.cos, "Cosh": torch.cosh, "Erf": torch.erf,
+    "Exp": torch.exp, "Floor": torch.floor, "HardSwish": F.hardswish, "Identity": identity, "IsNaN": torch.isnan,
+    "Log": torch.log, "Mish": F.mish, "Not": torch.logical_not, "And": torch.logical_and, "Or": torch.logical_or,
+    "Xor": torch.logical_xor, "Reciprocal": torch.reciprocal, "Round": torch.round, "Sigmoid": torch.sigmoid,
+    "Sin": torch.sin, "Sinh": torch.sinh, "Size": size_of, "Softplus": F.softplus, "Softsign": F.softsign,
+    "Sqrt": torch.sqrt, "Tan": torch.tan, "Tanh": torch.tanh,
+}  # fmt: skip
+
+_NUMERIC: dict[str, Callable[..., torch.Tensor]] = {
+    "Abs": torch.abs, "Add": torch.add, "BitwiseAnd": torch.bitwise_and, "BitwiseNot": torch.bitwise_not,
+    "BitwiseOr": torch.bitwise_or, "BitwiseXor": torch.bitwise_xor, "Div": divide, "Equal": torch.eq,
+    "Greater": torch.gt, "GreaterOrEqual": torch.ge, "Less": torch.lt, "LessOrEqual": torch.le, "Mul": torch.mul,
+    "Neg": torch.neg, "Relu": torch.relu, "Sign": torch.sign, "Sub": torch.sub,
+}  # fmt: skip
+
+_MANY: dict[str, tuple[Callable[..., torch.Tensor], Callable[..., torch.Tensor]]] = {
+    "Max": (torch.maximum, largest),
+    "Min": (torch.minimum, smallest),
+    "Sum": (torch.add, total),
+    "Mean": (mean, mean),
+}
+"""Operators of any number of inputs: what is called on two, and on another number."""
+
+fx_wide.learn(
+    {**_NUMERIC, **{name: many for name, (_, many) in _MANY.items()}, "Pow": power, "Mod": torch.remainder,
+     "Fmod": torch.fmod, "Where": torch.where}
+)  # fmt: skip
+
+
+def _operands(raiser: Raiser, node: gs.Node) -> list[fx.Node]:
+    return [raiser.value(node, place) for place in range(len(node.inputs))]
+
+
+def _numeric(raiser: Raiser, name: str, function: Callable[..., torch.Tensor], *values: Any) -> fx.Node:
+    """One call; through a signed type where the graph has unsigned ones that torch cannot compute with."""
+    if fx_wide.has_wide(raiser.source):
+        return raiser.call(fx_wide.widened, name, *values)
+    return raiser.call(function, *values)
+
+
+@op(*_FLOATING)
+def _floating(raiser: Raiser, node: gs.Node) -> fx.Node:
+    return raiser.call(_FLOATING[node.op], *_operands(raiser, node))
+
+
+@op(*_NUMERIC)
+def _number(raiser: Raiser, node: gs.Node) -> fx.Node:
+    return _numeric(raiser, node.op, _NUMERIC[node.op], *_operands(raiser, node))
+
+
+@op(*_MANY)
+def _many(raiser: Raiser, node: gs.Node) -> fx.Node:
+    values = _operands(raiser, node)
+    if len(values) == 1:
+        return values[0]
+    return _numeric(raiser, node.op, _MANY[node.op][0 if len(values) == 2 else 1], *values)
+
+
+@op("Pow")
+def _pow(raiser: Raiser, node: gs.Node) -> fx.Node:
+    exponent = raiser.array(node, 1)
+    if exponent is not None and exponent.ndim == 0 and not fx_wide.has_wide(raiser.source):
+        return raiser.call(power, raiser.value(node, 0), exponent.item())  # squares and roots have fast kernels
+    return _numeric(raiser, "Pow", power, *_operands(raiser, node))
 
 
 @op("Mod")
 def _mod(raiser: Raiser, node: gs.Node) -> fx.Node:
     # with fmod the result has the sign of the dividend, without it that of the divisor
-    function = torch.fmod if node.attrs.get("fmod", 0) else torch.remainder
-    return raiser.call(function, raiser.value(node, 0), raiser.value(node, 1))
+    name, function = ("Fmod", torch.fmod) if node.attrs.get("fmod", 0) else ("Mod", torch.remainder)
+    return _numeric(raiser, name, function, *_operands(raiser, node))
+
+
+@op("Where")
+def _where(raiser: Raiser, node: gs.Node) -> fx.Node:
+    return raiser.call(torch.where, *_operands(raiser, node))
+
+
+@op("IsInf")
+def _is_inf(raiser: Raiser, node: gs.Node) -> fx.Node:
+    negative, positive = (bool(node.attrs.get(f"detect_{sign}", 1)) for sign in ("negative", "positive"))
+    return raiser.call(is_infinite, raiser.value(node, 0), negative, positive)
+
+
+@op("BitShift")
+def _bit_shift(raiser: Raiser, node: gs.Node) -> fx.Node:
+    return raiser.call(bit_shift, raiser.value(node, 0), raiser.value(node, 1), node.attrs["direction"] == "LEFT")
+
+
+@op("Clip")
+def _clip(raiser: Raiser, node: gs.Node) -> fx.Node:
+    low = node.attrs["min"] if "min" in node.attrs else raiser.number(node, 1)
+    high = node.attrs["max"] if "max" in node.attrs else raiser.number(node, 2)
+    if low is None and high is None:
+        return raiser.value(node, 0)
+    plain = not isinstance(low, fx.Node) and not isinstance(high, fx.Node) and not fx_wide.has_wide(raiser.source)
+    return raiser.call(torch.clamp if plain else clip, raiser.value(node, 0), low, high)
+
+
+# -- activations ---------------------------------------------------------------------------------------------------
 
 
 @op("LeakyRelu")
@@ -74,132 +250,3 @@ def _gelu(raiser: Raiser, node: gs.Node) -> fx.Node:
 @op("Swish")
 def _swish(raiser: Raiser, node: gs.Node) -> fx.Node:
     return raiser.call(swish, raiser.value(node, 0), float(node.attrs.get("alpha", 1.0)))
-
-
-@op("Clip")
-def _clip(raiser: Raiser, node: gs.Node) -> fx.Node:
-    low, high = raiser.number(node, 1), raiser.number(node, 2)
-    return (
-        raiser.value(node, 0)
-        if low is None and high is None
-        else raiser.call(torch.clamp, raiser.value(node, 0), low, high)
-    )
-
-
-@op("Softmax", "LogSoftmax")
-def _softmax(raiser: Raiser, node: gs.Node) -> fx.Node:
-    function = torch.softmax if node.op == "Softmax" else torch.log_softmax
-    return raiser.call(function, raiser.value(node, 0), dim=int(node.attrs.get("axis", -1)))
-
-
-# -- reductions ----------------------------------------------------------------------------------------------------
-
-
-@op("ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceL2", "ReduceProd", "ReduceSumSquare")
-def _reduce(raiser: Raiser, node: gs.Node) -> fx.Node:
-    axes, keep = raiser.ints(node, 1, "axes", []), bool(node.attrs.get("keepdims", 1))
-    if not isinstance(axes, list):
-        raise ModelError(f"node {node.name!r} ({node.op}): computed axes cannot be raised to torch")
-    if not axes and node.attrs.get("noop_with_empty_axes", 0):
-        return raiser.value(node, 0)
-    return raiser.call(reduce, raiser.value(node, 0), node.op, axes, keep)
-
-
-@op("ArgMax", "ArgMin")
-def _arg(raiser: Raiser, node: gs.Node) -> fx.Node:
-    function = torch.argmax if node.op == "ArgMax" else torch.argmin
-    axis, keep = int(node.attrs.get("axis", 0)), bool(node.attrs.get("keepdims", 1))
-    return raiser.call(function, raiser.value(node, 0), dim=axis, keepdim=keep)
-
-
-@op("TopK")
-def _top_k(raiser: Raiser, node: gs.Node) -> Sequence[fx.Node]:
-    count, axis = raiser.ints(node, 1), int(node.attrs.get("axis", -1))
-    largest_first, ordered = bool(node.attrs.get("largest", 1)), bool(node.attrs.get("sorted", 1))
-    return raiser.pick(raiser.call(top_k, raiser.value(node, 0), count, axis, largest_first, ordered), 2)
-
-
-# -- torch functions for what torch has no single call for ---------------------------------------------------------
-
-
-def identity(value: torch.Tensor) -> torch.Tensor:
-    return value
-
-
-def divide(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """Integers are divided towards zero."""
-    whole = not left.is_floating_point() and not right.is_floating_point()
-    return torch.div(left, right, rounding_mode="trunc" if whole else None)
-
-
-def power(base: torch.Tensor, exponent: torch.Tensor) -> torch.Tensor:
-    """The result has the type of the base."""
-    return torch.pow(base, exponent).to(base.dtype)
-
-
-def size_of(value: torch.Tensor) -> torch.Tensor:
-    return torch.tensor(value.numel(), device=value.device)
-
-
-def total(*values: torch.Tensor) -> torch.Tensor:
-    result = values[0]
-    for value in values[1:]:
-        result = result + value
-    return result
-
-
-def mean(*values: torch.Tensor) -> torch.Tensor:
-    return total(*values) / len(values)
-
-
-def largest(*values: torch.Tensor) -> torch.Tensor:
-    result = values[0]
-    for value in values[1:]:
-        result = torch.maximum(result, value)
-    return result
-
-
-def smallest(*values: torch.Tensor) -> torch.Tensor:
-    result = values[0]
-    for value in values[1:]:
-        result = torch.minimum(result, value)
-    return result
-
-
-def hard_sigmoid(value: torch.Tensor, alpha: float, beta: float) -> torch.Tensor:
-    return torch.clamp(value * alpha + beta, 0.0, 1.0)
-
-
-def swish(value: torch.Tensor, alpha: float) -> torch.Tensor:
-    return value * torch.sigmoid(value * alpha)
-
-
-def reduce(value: torch.Tensor, kind: str, axes: list[int], keep: bool) -> torch.Tensor:
-    """``kind`` is the ONNX operator; no axes means all."""
-    over = axes or list(range(value.dim()))
-    match kind:
-        case "ReduceMean":
-            return value.mean(over, keepdim=keep)
-        case "ReduceSum":
-            return value.sum(over, keepdim=keep)
-        case "ReduceSumSquare":
-            return (value * value).sum(over, keepdim=keep)
-        case "ReduceL2":
-            return (value * value).sum(over, keepdim=keep).sqrt()
-        case "ReduceMax":
-            return torch.amax(value, over, keepdim=keep)
-        case "ReduceMin":
-            return torch.amin(value, over, keepdim=keep)
-    for axis in sorted((axis % value.dim() for axis in over), reverse=True):
-        value = value.prod(axis, keepdim=keep)
-    return value
-
-
-def top_k(
-    value: torch.Tensor, count: Ints, axis: int, largest: bool, ordered: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
-    found = torch.topk(value, as_ints(count)[0], dim=axis, largest=largest, sorted=ordered)
-    return found.values, found.indices
-
-
-_register_simple()
