@@ -8,7 +8,14 @@ from typing import Any
 
 from eexform.errors import OptionError, suggest
 
-GROUPS = ("eexform.passes", "eexform.cost_models", "eexform.head_layers", "eexform.measures", "eexform.data_sources")
+GROUPS = (
+    "eexform.passes",
+    "eexform.cost_models",
+    "eexform.head_layers",
+    "eexform.measures",
+    "eexform.data_sources",
+    "eexform.losses",
+)
 
 
 @cache
@@ -28,7 +35,8 @@ def load(group: str, name: str) -> Any:
         OptionError: no such name, or the distribution that registered it cannot be imported.
     """
     points = _points(group)
-    kind = group.removeprefix("eexform.").replace("_", " ").removesuffix("s").replace("passe", "pass")
+    kind = group.removeprefix("eexform.").replace("_", " ").removesuffix("s")
+    kind = {"passe": "pass", "losse": "loss"}.get(kind, kind)
     if name not in points:
         raise OptionError(f"no {kind} is called {name!r}: {suggest(name, points)}")
     point = points[name]

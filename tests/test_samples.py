@@ -42,6 +42,14 @@ def test_retrofit_onnx_says_what_is_missing(retrofitted: tuple[Path, str], tmp_p
     assert "say with --select-from which one the model was NOT trained on" in printed
 
 
+def test_retrofit_torch(tmp_path: Path) -> None:
+    printed = _run("retrofit_torch.py", "--out", tmp_path, "--epochs", "3", "--generations", "4")
+    assert "exits can be attached at blocks.0.2, blocks.1.2, blocks.2.2" in printed
+    assert "the module alone: 9" in printed  # per cent
+    assert "checks passed on 256 samples" in printed
+    assert (tmp_path / "ee.onnx").is_file()
+
+
 def test_python_api(retrofitted: tuple[Path, str], tmp_path: Path) -> None:
     folder, _ = retrofitted
     small = ("--out", tmp_path, "--epochs", "3", "--generations", "4")

@@ -12,10 +12,6 @@ A data set may say more: ``classes`` (names), ``layout`` (``nhwc`` or ``nchw``),
 from __future__ import annotations
 
 import hashlib
-import importlib
-import os
-import re
-import sys
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
@@ -24,9 +20,8 @@ import numpy as np
 
 from eexform.data import images
 from eexform.data.source import Layout, Raw, Samples, SourceOptions, as_labels, hash_array
-from eexform.errors import DataError, EexformError, suggest
-
-_NAME = re.compile(r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$")
+from eexform.errors import DataError, EexformError
+from eexform.references import is_reference, resolve
 
 
 class FactorySource:
@@ -57,7 +52,7 @@ class FactorySource:
 
     @classmethod
     def takes(cls, text: str) -> bool:
-        return _NAME.match(text) is not None
+        return is_reference(text)
 
     @classmethod
     def open(cls, text: str, options: SourceOptions) -> FactorySource:
@@ -67,9 +62,7 @@ class FactorySource:
             DataError: no such module or attribute, or the user's code failed.
         """
         options.refuse(text, "image_key", "label_key", "inputs")
-        if not cls.takes(text):
-            raise DataError(f"{text}: expected 'module:attribute'")
-        found = _import(text)
+        found = resolve(text, DataError)
         if callable(found) and not hasattr(found, "__getitem__"):
             try:
                 found = found()
@@ -148,27 +141,3 @@ class FactorySource:
                     "items being (x, y)"
                 )
         return arrays, label
-
-
-def _import(text: str) -> Any:
-    module_name, _, path = text.partition(":")
-    here = os.getcwd()
-    added = here not in sys.path and "" not in sys.path
-    if added:
-        sys.path.insert(0, here)
-    try:
-        found: Any = importlib.import_module(module_name)
-    except Exception as error:  # importing runs the user's code
-        raise DataError(
-            f"{text}: module {module_name!r} cannot be imported: {type(error).__name__}: {error} (looked in the "
-            "current folder and where Python looks)"
-        ) from error
-    finally:
-        if added:
-            sys.path.remove(here)
-    for piece in path.split("."):
-        if not hasattr(found, piece):
-            known = [name for name in dir(found) if not name.startswith("_")]
-            raise DataError(f"{text}: module {module_name!r} has no {piece!r}: {suggest(piece, known)}")
-        found = getattr(found, piece)
-    return found

@@ -14,7 +14,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from eexform.errors import ModelError, suggest
-from eexform.frontends import rows
+from eexform.frontends import frames, rows
 from eexform.frontends.repairs import repair
 from eexform.ir.graph import BATCH
 from eexform.ir.inference import Inference, InferenceError, split_dim
@@ -166,7 +166,7 @@ def _walk(draft: gs.Graph, fixed: int | None) -> None:
                 "early exits need samples to be independent" if verdict.mixes else "export it with a symbolic batch"
             )
             raise ModelError(f"{start}: node {node.name!r} ({node.op}) {verdict.why}; {advice}")
-    draft.nodes = done
+    draft.nodes = frames.batch_first(done, walk)
     for tensor in draft.outputs:
         if fixed is not None and walk.type(tensor.name).batch_axis != 0:
             raise ModelError(

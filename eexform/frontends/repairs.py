@@ -1,4 +1,4 @@
-"""What exporters bake in when they trace a network for one batch size, put right.
+"""What exporters write that stands in the way of another batch or of early exits, put right.
 
 Each repair looks at one node before its outputs are inferred, changes it in place and returns the nodes that must run
 in front of it. None of them is believed: what follows is inferred and judged like everything else.
@@ -7,6 +7,7 @@ in front of it. None of them is believed: what follows is inferred and judged li
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeGuard
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -33,6 +34,8 @@ def repair(node: gs.Node, walk: Inference, fixed: int | None) -> list[gs.Node]:
         _free_reshape(node, walk, fixed)
     elif node.op == "Resize":
         _free_resize(node, walk, fixed)
+    elif node.op == "Gather":
+        _plain_gather(node, walk, fixed)
     elif node.op == "Concat" and fixed in (None, 1):
         return _free_concat(node, walk)
     return []
@@ -46,7 +49,7 @@ def _free_reshape(node: gs.Node, walk: Inference, fixed: int | None) -> None:
     nothing is done.
     """
     target = node.inputs[1]
-    if not isinstance(target, gs.Constant) or not node.inputs[0].name:
+    if not isinstance(target, gs.Constant) or isinstance(node.inputs[0], gs.Constant) or not node.inputs[0].name:
         return
     shape = walk.type(node.inputs[0].name).shape
     source = lane(walk.type(node.inputs[0].name))
@@ -112,6 +115,48 @@ def _free_resize(node: gs.Node, walk: Inference, fixed: int | None) -> None:
             return
     node.inputs[2] = gs.Constant(f"{node.name}.{BATCH}.scales", np.array(scales, np.float32))
     del node.inputs[3]
+
+
+def _plain_gather(node: gs.Node, walk: Inference, fixed: int | None) -> None:
+    """Everything picked from a flat value in its own order is a reshape.
+
+    torch decomposes ``AdaptiveAvgPool1d(1)`` and other views into ``as_strided``, which is written as a pick by
+    computed places: over all samples at once, so it looks as if they met.
+    """
+    data = walk.type(node.inputs[0].name) if isinstance(node.inputs[0], gs.Variable) else None
+    if data is None or data.shape is None or len(data.shape) != 1 or lane(data) != 0:
+        return
+    if int(node.attrs.get("axis", 0)) not in (0, -1):
+        return
+    first, second = _contents(node.inputs[1], walk)
+    if not _counts(first) or not _counts(second):
+        return
+    length, sizes = split_dim(str(data.shape[0]))[0], (first.size, second.size)
+    if first.shape == second.shape:  # written for the exported batch
+        if fixed is None or sizes[0] != fixed * length or first.shape[0] % fixed:
+            return
+        target = [-1, *first.shape[1:]]
+    else:
+        if sizes != tuple(known.shape[0] for known in walk.known(node.inputs[0].name)[:2] if known.shape):
+            return
+        target = [one if one == other else -1 for one, other in zip(first.shape, second.shape, strict=True)]
+        if target.count(-1) != 1:
+            return
+    node.op, node.attrs = "Reshape", {}
+    node.inputs[1] = gs.Constant(f"{node.name}.{BATCH}.shape", np.array(target, np.int64))
+
+
+def _contents(tensor: gs.Tensor, walk: Inference) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """What a tensor holds at each of the two batches that are tried."""
+    if isinstance(tensor, gs.Constant):
+        return np.asarray(tensor.values), np.asarray(tensor.values)
+    first, second, *_ = walk.known(tensor.name)
+    return first.content, second.content
+
+
+def _counts(index: np.ndarray | None) -> TypeGuard[np.ndarray]:
+    """Whether ``index`` holds 0, 1, 2, ... in order."""
+    return index is not None and index.ndim > 0 and np.array_equal(index.reshape(-1), np.arange(index.size))
 
 
 def _free_concat(node: gs.Node, walk: Inference) -> list[gs.Node]:

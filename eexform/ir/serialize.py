@@ -21,6 +21,7 @@ from eexform import files
 from eexform.errors import GraphError, ModelError
 from eexform.ir.exits import Exit, Scores
 from eexform.ir.graph import Graph
+from eexform.ir.provenance import pruned
 
 EXITS_KEY = "eexform.exits"
 SCORES_KEY = "eexform.scores"
@@ -169,7 +170,10 @@ def _export(graph: Graph, side: _SideFile | None) -> onnx.ModelProto:
     minimum = onnx.helper.find_min_ir_version_for(versions, ignore_unknown=True)
     model.ir_version = max(minimum, int(draft.ir_version or 0), 8)
     model.producer_name, model.producer_version = "eexform", ""
-    properties = dict(graph.metadata) | {FORMAT_KEY: str(FORMAT), SCORES_KEY: graph.scores}
+    properties = pruned(graph.metadata, {node.name for node in graph.nodes}) | {
+        FORMAT_KEY: str(FORMAT),
+        SCORES_KEY: graph.scores,
+    }
     if graph.exits:
         properties[EXITS_KEY] = json.dumps([exit_.to_json() for exit_ in graph.exits])
     onnx.helper.set_model_props(model, {key: properties[key] for key in sorted(properties)})

@@ -11,6 +11,7 @@ from eexform.backends import ort
 from eexform.errors import ModelError
 from eexform.frontends.onnx import from_model
 from eexform.ir.checks import check
+from eexform.ir.sites import find_sites
 from tests import zoo
 from tests.graphs import random_classifier
 from tests.text import model, normal
@@ -197,3 +198,83 @@ def test_inputs_of_different_batch_are_refused() -> None:
     )
     with pytest.raises(ModelError, match=r"different first dimensions.*'x'.*'z'"):
         from_model(text)
+
+
+AS_STRIDED = """flat = Reshape(x, all) size = Shape<start=0, end=1>(x) count = Squeeze(size)
+                rows = Range(zero, count, one) first = Mul(rows, {stride}) column = Unsqueeze(first, axis1)
+                index = Add(column, columns) h = Gather<axis=0>(flat, index) y = Gemm(h, w)"""
+
+
+def _strided(stride: str, opset: int = 17) -> onnx.ModelProto:
+    weights = {
+        "all": np.array([-1]), "zero": np.array(0), "one": np.array(1), "axis1": np.array([1]), "four": np.array(4),
+        "columns": np.arange(4), "w": normal(4, 3),
+    }  # fmt: skip
+    return model(AS_STRIDED.format(stride=stride), weights, opset=opset)
+
+
+def test_a_view_written_as_a_pick_by_computed_places_is_a_reshape() -> None:
+    """torch's ``as_strided``, into which ``AdaptiveAvgPool1d(1)`` is decomposed."""
+    source = _strided("four")
+    graph = from_model(source)
+    assert [node.op for node in graph.nodes if node.op == "Gather"] == []
+    assert graph.types["h"].shape == ("N", 4)
+    feeds = {"x": normal(6, 4, seed=1)}
+    expected = ort.run(ort.session(source), feeds)["y"]
+    np.testing.assert_array_equal(ort.run(ort.session(graph), feeds)["y"], expected)
+
+
+def test_a_pick_in_another_order_is_refused() -> None:
+    """Rows that overlap: each sample sees a part of the next."""
+    with pytest.raises(ModelError, match="picks along the batch axis"):
+        from_model(_strided("one"))
+
+
+def test_a_view_written_for_one_batch_is_freed() -> None:
+    text = "flat = Reshape(x, all) h = Gather<axis=0>(flat, index) y = Gemm(h, w)"
+    weights = {"all": np.array([12]), "index": np.arange(12).reshape(3, 4), "w": normal(4, 3)}
+    graph = from_model(model(text, weights, inputs="float[3,4] x", outputs="float[3,3] y"))
+    feeds = {"x": normal(5, 4, seed=1)}
+    np.testing.assert_allclose(ort.run(ort.session(graph), feeds)["y"], feeds["x"] @ weights["w"], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("op", ["GRU", "LSTM", "RNN"])
+@pytest.mark.parametrize("directions", [1, 2])
+def test_frames_between_recurrent_layers_are_there_batch_first(op: str, directions: int) -> None:
+    gates = {"GRU": 3, "LSTM": 4, "RNN": 1}[op]
+    way = 'direction="bidirectional"' if directions == 2 else 'direction="forward"'
+    text = f"""t = Transpose<perm=[1,0,2]>(x) a = {op}<hidden_size=6, {way}>(t, w1, r1)
+               b = Transpose<perm=[0,2,1,3]>(a) c = Reshape(b, joined) d, last = {op}<hidden_size=6>(c, w2, r2)
+               e = Squeeze(last, first) y = Gemm(e, out)"""
+    weights = {
+        "w1": normal(directions, gates * 6, 4), "r1": normal(directions, gates * 6, 6, seed=1),
+        "w2": normal(1, gates * 6, 6 * directions, seed=2), "r2": normal(1, gates * 6, 6, seed=3),
+        "joined": np.array([0, 0, 6 * directions]), "first": np.array([0]), "out": normal(6, 3, seed=4),
+    }  # fmt: skip
+    source = model(text, weights, inputs="float[N,5,4] x")
+    graph = from_model(source)
+    found = find_sites(graph).sites
+    assert [(site.kind, site.shape, site.channels) for site in found] == [
+        ("sequence", (5, 6 * directions), 6 * directions)
+    ]
+    feeds = {"x": normal(7, 5, 4, seed=5)}
+    expected = ort.run(ort.session(source), feeds)["y"]
+    np.testing.assert_allclose(ort.run(ort.session(graph), feeds)["y"], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_time_first_residual_stream_has_sites() -> None:
+    """Both kinds of blocks: normalisation in front of the layers and behind the sum."""
+    text = """h0 = MatMul(x, w0) t = Transpose<perm=[1,0,2]>(h0)
+              a = MatMul(t, w1) b = Relu(a) s1 = Add(b, t) l1 = LayerNormalization(s1, g, g)
+              c = MatMul(l1, w2) d = Tanh(c) s2 = Add(d, l1)
+              l2 = LayerNormalization(s2, g, g) e = MatMul(l2, w3) f = Tanh(e) s3 = Add(f, s2)
+              m = ReduceMean<axes=[0], keepdims=0>(s3) y = Gemm(m, out)"""
+    weights = {f"w{i}": normal(6 if i else 4, 6, seed=i) for i in range(4)} | {"g": normal(6), "out": normal(6, 3)}
+    source = model(text, weights, inputs="float[N,5,4] x")
+    graph = from_model(source)
+    values = [site.value for site in find_sites(graph).sites if site.shape == (5, 6)]
+    assert "l1.N.first" in values
+    assert "s2.N.first" in values
+    feeds = {"x": normal(7, 5, 4, seed=5)}
+    expected = ort.run(ort.session(source), feeds)["y"]
+    np.testing.assert_allclose(ort.run(ort.session(graph), feeds)["y"], expected, rtol=1e-5, atol=1e-6)

@@ -1,0 +1,283 @@
+"""From a module and example inputs to the exporter's graph: ``torch.export``, then ``torch.onnx``, unoptimised.
+
+The module is left as it was found; what the exporters say on the way is silenced, and what they refuse is told in two
+lines, with the path of the sub-module where it happened.
+"""
+
+from __future__ import annotations
+
+import inspect
+import io
+import logging
+import re
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stderr
+from functools import wraps
+from typing import Any
+
+import onnx_ir
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as hooks
+
+from eexform.errors import EexformError, ModelError
+from eexform.ir.graph import BATCH
+
+_CHATTY = {
+    "torch.onnx._internal.exporter._registration": "torchvision is not installed",
+    "torch.fx.experimental.symbolic_shapes": "Unable to find user code",
+}
+"""Loggers, and how their messages begin that say nothing about the user's module."""
+
+_LEAF_SPEC = r"`isinstance\(treespec, LeafSpec\)` is deprecated"
+_FLAT_WEIGHTS = r"The tensor attributes? [\w.]*\._flat_weights"  # of torch's own recurrent layers
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_REASON = re.compile(r"^<class '[\w.]*\.(\w+)'>: (.+)$", re.MULTILINE)
+_FAILED_NODE = re.compile(r"translating node %(\w+)")
+
+
+class Whereabouts:
+    """Which sub-module is running, and in which one the batch size stopped being free.
+
+    Attributes:
+        running: paths of the sub-modules that are running, outermost first; after an error, those that it left.
+        fixed_in: path of the sub-module whose code tied the batch size to a number; ``None``: none did.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        # by the dictionary of their attributes, which torch.export's stand-ins for modules share with them
+        self._paths = {id(vars(part)): path for path, part in module.named_modules()}
+        self._batch: Any = None
+        self.running: list[str] = []
+        self.fixed_in: str | None = None
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Follow every call of a sub-module."""
+        self.running.clear()
+        self._batch = None
+        handles = [
+            hooks.register_module_forward_pre_hook(self._enter),
+            hooks.register_module_forward_hook(self._leave),
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    @property
+    def deepest(self) -> str:
+        """Path of the innermost sub-module that is running; empty: the module itself."""
+        return self.running[-1] if self.running else ""
+
+    def _enter(self, module: nn.Module, arguments: tuple[Any, ...]) -> None:
+        if self._batch is None and arguments and isinstance(arguments[0], Tensor) and arguments[0].ndim:
+            self._batch = arguments[0].shape[0]
+        self._look()
+        self.running.append(self._paths.get(id(vars(module)), self.deepest))
+
+    def _leave(self, module: nn.Module, arguments: Any, result: Any) -> None:
+        self._look()
+        self.running.pop()
+
+    def _look(self) -> None:
+        if self.fixed_in is None and isinstance(self._batch, torch.SymInt) and self._batch.node.expr.is_number:
+            self.fixed_in = self.deepest
+
+
+@contextmanager
+def as_found(module: nn.Module) -> Iterator[None]:
+    """Eval mode meanwhile; afterwards training flags, buffers, gradients and random state are as they were."""
+    flags = [(part, part.training) for part in module.modules()]
+    buffers = [(buffer, buffer.detach().clone()) for buffer in module.buffers()]
+    gradients = [(parameter, parameter.grad) for parameter in module.parameters()]
+    fast = torch.backends.mha.get_fastpath_enabled()
+    with torch.random.fork_rng(devices=[]):
+        try:
+            module.eval()
+            torch.backends.mha.set_fastpath_enabled(False)  # its one fused operator has no ONNX counterpart
+            yield
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fast)
+            for part, training in flags:
+                part.training = training
+            with torch.no_grad():
+                for buffer, before in buffers:
+                    buffer.copy_(before)
+            for parameter, gradient in gradients:
+                parameter.grad = gradient
+
+
+@contextmanager
+def giving(module: nn.Module, choose: Callable[[Any], Tensor]) -> Iterator[None]:
+    """``module`` returns ``choose(result)`` meanwhile; its parameters keep their names, unlike inside a wrapper."""
+    original, own = module.forward, vars(module).get("forward")
+
+    @wraps(original)
+    def forward(*arguments: Any, **named: Any) -> Tensor:
+        return choose(original(*arguments, **named))
+
+    vars(module)["forward"] = forward
+    try:
+        yield
+    finally:
+        if own is None:
+            del vars(module)["forward"]
+        else:
+            vars(module)["forward"] = own
+
+
+def run(module: nn.Module, arguments: Sequence[Any], named: Mapping[str, Any]) -> Any:
+    """What ``module`` returns for the examples, without gradients.
+
+    Raises:
+        ModelError: it fails; names the sub-module.
+    """
+    where = Whereabouts(module)
+    try:
+        with where.watching(), torch.no_grad():
+            return module(*arguments, **named)
+    except EexformError:
+        raise
+    except Exception as error:  # the user's code may raise anything
+        raise ModelError(
+            f"the module fails on the example inputs{_at(module, where.deepest)}: {type(error).__name__}: "
+            f"{_first(str(error))}\ngive example_inputs (--input) that its forward takes"
+        ) from error
+
+
+def export(module: nn.Module, arguments: Sequence[Any], named: Mapping[str, Any], *, opset: int) -> onnx_ir.Model:
+    """The exporter's graph, with a free batch on axis 0 of every tensor that is as long there as the first one.
+
+    Raises:
+        ModelError: the module cannot be exported; the exporter's reason and the sub-module.
+    """
+    tensors = [value for value in (*arguments, *named.values()) if isinstance(value, Tensor) and value.ndim]
+    batch = torch.export.Dim(BATCH)
+    free = {
+        id(value): {0: batch} if isinstance(value, Tensor) and value.ndim and len(value) == len(tensors[0]) else None
+        for value in (*arguments, *named.values())
+    }
+    shapes: Any = (
+        {name: free[id(value)] for name, value in named.items()}
+        if named
+        else tuple(free[id(value)] for value in arguments)
+    )
+    where = Whereabouts(module)
+    with _quiet():
+        try:
+            with where.watching():
+                program = torch.export.export(
+                    module,
+                    tuple(arguments),
+                    dict(named),
+                    dynamic_shapes=_by_parameter(module, arguments, named, shapes),
+                    strict=False,
+                )
+        except Exception as error:  # torch's errors here share no base class
+            raise _refusal(module, where, error) from error
+        try:
+            made = torch.onnx.export(program, dynamo=True, optimize=False, opset_version=opset, verbose=False)
+        except Exception as error:
+            raise _untranslated(module, program, error) from error
+    assert made is not None
+    return made.model
+
+
+def _by_parameter(module: nn.Module, arguments: Sequence[Any], named: Mapping[str, Any], shapes: Any) -> Any:
+    """Dynamic shapes as ``torch.export`` wants them: examples for ``*inputs`` are one entry."""
+    signature = inspect.signature(module.forward)
+    bound = signature.bind(*arguments, **named)
+    by_value = dict(shapes) if named else {}
+    found: dict[str, Any] = {}
+    position = 0
+    for name, value in bound.arguments.items():
+        kind = signature.parameters[name].kind
+        if kind is inspect.Parameter.VAR_POSITIONAL:
+            found[name] = tuple(shapes[position : position + len(value)])
+            position += len(value)
+        elif kind is inspect.Parameter.VAR_KEYWORD:
+            found |= {key: by_value[key] for key in value}  # torch.export lists these beside the others
+        elif named:
+            found[name] = by_value[name]
+        else:
+            found[name] = shapes[position]
+            position += 1
+    return found
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what the exporters say about themselves; other messages on standard error come out at the end."""
+    said = io.StringIO()
+    filters = [(logging.getLogger(name), _starts_otherwise(start)) for name, start in _CHATTY.items()]
+    with ExitStack() as stack:
+        for logger, keep in filters:
+            logger.addFilter(keep)
+            stack.callback(logger.removeFilter, keep)
+        with redirect_stderr(said), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=_LEAF_SPEC, category=FutureWarning)
+            warnings.filterwarnings("ignore", message=_FLAT_WEIGHTS, category=UserWarning)
+            yield  # an error leaves here: what torch printed then is the half-made graph, which helps nobody
+    if said.getvalue():
+        sys.stderr.write(said.getvalue())
+
+
+def _starts_otherwise(start: str) -> Callable[[logging.LogRecord], bool]:
+    return lambda record: not str(record.msg).startswith(start)
+
+
+def _refusal(module: nn.Module, where: Whereabouts, error: Exception) -> ModelError:
+    """What ``torch.export`` did not like."""
+    text = _COLOUR.sub("", str(error))
+    if where.fixed_in is not None:
+        return ModelError(
+            f"the module cannot be exported{_at(module, where.fixed_in)}: its code works for the batch size of the "
+            "examples only (the exporter: the batch was specialised to a constant)\n"
+            "let the size come from the input: x.shape[0] or -1 in view and reshape, no branch on the batch size and "
+            "no tensor with a batch of its own"
+        )
+    reason = _first(text)
+    if "data-dependent" in text or "DataDependent" in type(error).__name__:
+        advice = "control flow that looks at values (if x.sum() > 0, .item()) cannot be exported: use torch.where"
+    else:
+        advice = "the module must be exportable by torch.export.export(module.eval(), examples); try that on its own"
+    return ModelError(f"the module cannot be exported{_at(module, where.deepest)}: {reason}\n{advice}")
+
+
+def _untranslated(module: nn.Module, program: torch.export.ExportedProgram, error: Exception) -> ModelError:
+    """What ``torch.onnx`` did not like."""
+    text = _COLOUR.sub("", str(error))
+    reasons = [f"{kind}: {said}" for kind, said in _REASON.findall(text)]
+    failed, path = _FAILED_NODE.search(text), ""
+    if failed is not None:
+        path = _path_of(program, failed.group(1))
+    return ModelError(
+        f"the module cannot be written as ONNX{_at(module, path)}: {reasons[0] if reasons else _first(text)}\n"
+        "replace that operator by others, or export the part of the module in front of it"
+    )
+
+
+def _path_of(program: torch.export.ExportedProgram, name: str) -> str:
+    """Path of the sub-module that made the call; empty where the exporter's own decomposition renamed it."""
+    for node in program.graph.nodes:
+        if node.name == name or node.name.endswith(f"_{name}"):
+            stack = node.meta.get("nn_module_stack") or {}
+            return str(list(stack.values())[-1][0]) if stack else ""
+    return ""
+
+
+def _at(module: nn.Module, path: str) -> str:
+    """`` in 'layer1.0' (Block)``."""
+    part = module.get_submodule(path) if path else module
+    return f" in {path!r} ({type(part).__name__})" if path else f" in {type(part).__name__}.forward"
+
+
+def _first(text: str) -> str:
+    """The first line that says something, cut to one or two sentences."""
+    lines = [line.strip(" -\t") for line in _COLOUR.sub("", text).splitlines()]
+    found = next((line for line in lines if line), "no reason given")
+    return re.sub(r"\s+\(unhinted:.*", "", found)[:300].rstrip(". ")
