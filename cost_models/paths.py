@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -176,17 +176,17 @@ def exit_costs(graph: Graph, model: CostModel, *, heads_free: bool = False) -> t
         heads = frozenset().union(*head_nodes(graph)) if heads_free else frozenset()
         total = sum(cost for name, cost in whole.nodes.items() if name not in heads) if heads else whole.total
         return (total + routing * len(graph.exits),) * (len(graph.exits) + 1)
-    ends = [item.site if heads_free else item.logits for item in graph.exits]
+    ends = [(item.site,) if heads_free else item.values for item in graph.exits]
     paid = []
     if model.additive:
         skipped = frozenset().union(*head_nodes(graph)) if heads_free else frozenset()
         for place in range(len(ends) + 1):
-            values = [*ends[: place + 1], *([graph.final] if place == len(ends) else [])]
+            values = [*chain(*ends[: place + 1]), *([graph.final] if place == len(ends) else [])]
             needed = graph.flow.ancestors(values) - skipped
             paid.append(sum(cost for name, cost in whole.nodes.items() if name in needed))
     else:
         for place in range(len(ends)):
-            paid.append(model.cost(extract(graph, graph.inputs, ends[: place + 1])).total)
+            paid.append(model.cost(extract(graph, graph.inputs, [*chain(*ends[: place + 1])])).total)
         last = model.cost(extract(graph, graph.inputs, [graph.final])).total if heads_free else whole.total
         paid = list(accumulate([*paid, last], max))
     return tuple(cost + routing * min(place + 1, len(ends)) for place, cost in enumerate(paid))

@@ -9,6 +9,7 @@ from typing import ClassVar
 from eexform.errors import PassError
 from eexform.ir.arithmetic import node_macs
 from eexform.ir.exit_nodes import head_nodes
+from eexform.ir.exits import outputs_of
 from eexform.ir.graph import Graph
 from eexform.passes._contract import Pass, PassContext, PassResult, Skip
 
@@ -39,11 +40,11 @@ class DropIdleExits(Pass):
         skipped, notes = [], []
         for place in reversed(range(len(graph.exits))):
             item, rate, reach = graph.exits[place], rates[place], sum(rates[place:])
-            later = [graph.exits[other].logits for other in kept if other > place] + [graph.final]
+            later = [value for other in kept if other > place for value in graph.exits[other].values] + [graph.final]
             if own[place] & flow.ancestors(later):
-                skipped.append(Skip(item.site, "later exits build on its scores (carry)"))
+                skipped.append(Skip(item.site, "later exits build on what it says (carry, stick)"))
                 continue
-            before = flow.ancestors([exit_.logits for exit_ in graph.exits[: place + 1]])
+            before = flow.ancestors([value for exit_ in graph.exits[: place + 1] for value in exit_.values])
             saved = sum(costs.get(node, 0.0) for node in flow.ancestors(later) - before)
             head = sum(costs.get(node, 0.0) for node in own[place])
             sums = f"{rate:.4g} leave and save {saved:.4g} each, {reach:.4g} pay {head:.4g} for its head"
@@ -55,9 +56,10 @@ class DropIdleExits(Pass):
         if len(kept) == len(graph.exits):
             return PassResult(graph, changed=False, skipped=tuple(skipped))
         draft = graph.copy().gs
-        draft.outputs = [draft.outputs[0], *(draft.outputs[1 + place] for place in kept)]
-        draft.cleanup(remove_unused_graph_inputs=False, remove_unused_node_outputs=False)
         exits = [graph.exits[place] for place in kept]
+        known = {tensor.name: tensor for tensor in draft.outputs}
+        draft.outputs = [known[name] for name in outputs_of(graph.final, exits)]
+        draft.cleanup(remove_unused_graph_inputs=False, remove_unused_node_outputs=False)
         return PassResult(graph.replace(draft, exits=exits), True, tuple(skipped), tuple(notes))
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from eexform import plugins
@@ -12,14 +12,16 @@ from eexform.backends.lower_if import MAX_EXITS
 from eexform.backends.metadata import TRUNK, with_plan
 from eexform.errors import OptionError, PassError, need
 from eexform.heads import HeadSpec, head_graph, portfolio, with_parameters
+from eexform.heads.build import GATE
+from eexform.ir import measures
 from eexform.ir.arithmetic import node_macs
 from eexform.ir.emit import Emitter
 from eexform.ir.exit_nodes import head_digest
-from eexform.ir.exits import Exit
+from eexform.ir.exits import Exit, outputs_of
 from eexform.ir.extract import graft
 from eexform.ir.flow import WIDEST
 from eexform.ir.graph import Graph
-from eexform.ir.policy import emit_carry
+from eexform.ir.policy import emit_carry, emit_gates
 from eexform.ir.sites import Site, find_sites
 from eexform.passes._contract import Pass, PassContext, PassResult, Skip, TrainedHead
 from eexform.tunables import Choice, Domain, Each, Real, Subset, parameter, tunable
@@ -52,8 +54,51 @@ def _thresholds(graph: Graph) -> Each:
     return Each("sites", {site.value: Real(0.0, 1.0) for site in find_sites(graph).sites})
 
 
-def _measures() -> Choice:
-    return Choice(plugins.available("eexform.measures"))
+def _measures(gated: bool | None = None) -> Choice:
+    """Measures that heads with a gate (or without one; ``None``: either) may take."""
+    return Choice(plugins.available("eexform.measures") if gated is None else measures.of_kind(learned=gated))
+
+
+def check_measure(measure: str, heads: Mapping[str, str]) -> None:
+    """Gated heads go with measures that read gates, other heads with the others.
+
+    Args:
+        measure: its name.
+        heads: head text by site.
+
+    Raises:
+        OptionError: they do not; the message says what to do.
+    """
+    learned = measures.is_learned(measure)
+    wrong = sorted(site for site, text in heads.items() if HeadSpec.parse(text).gate != learned)
+    if not wrong:
+        return
+    head, others = heads[wrong[0]], ", ".join(measures.of_kind(learned=not learned))
+    raise OptionError(
+        f"heads: measure {measure!r} reads "
+        + (
+            f"gates, and the head {head!r} at {wrong[0]!r} has none: take {head + '/gate'!r}, or one of the measures "
+            if learned
+            else f"scores, and the head {head!r} at {wrong[0]!r} has a gate: take it without /gate, or one of the "
+            "measures "
+        )
+        + others
+    )
+
+
+def gated(heads: Iterable[str]) -> bool:
+    """Whether the candidate heads have gates.
+
+    Raises:
+        OptionError: some have and some have not: no measure could compare their exits.
+    """
+    kinds = {HeadSpec.parse(text).gate: text for text in heads}
+    if len(kinds) == 2:
+        raise OptionError(
+            f"heads: {kinds[True]!r} has a gate and {kinds[False]!r} has none, and no measure reads both: give all "
+            "candidates /gate, or none"
+        )
+    return kinds.popitem()[0] if kinds else False
 
 
 @dataclass(frozen=True)
@@ -63,6 +108,8 @@ class InsertExits(Pass):
     The exits' scores become outputs behind the final one, in the order in which a sample meets the sites. With
     ``carry`` b > 0 an exit also hears what the exits before it said: its scores are ``b * (scores before) + logits /
     temperature``, and so are the final ones; the temperatures are then part of the network and each exit's own is 1.
+
+    Heads with a gate go with the measures that read gates; their confidences are outputs behind the scores.
     """
 
     name: ClassVar[str] = "insert_exits"
@@ -99,6 +146,8 @@ class InsertExits(Pass):
         positive = math.isfinite(self.final_temperature) and self.final_temperature > 0
         need(positive, f"final_temperature: {self.final_temperature} is not a positive number", OptionError)
         _measures().validate(self.measure, "measure")
+        chosen = {site: str(heads[site]) for site in sites}
+        check_measure(self.measure, chosen)
         object.__setattr__(self, "sites", sites)
         object.__setattr__(self, "heads", {site: str(HeadSpec.parse(str(heads[site]))) for site in sites})
         object.__setattr__(self, "thresholds", {site: threshold(thresholds[site], site) for site in sites})
@@ -131,7 +180,7 @@ class InsertExits(Pass):
             "sites": Subset([site.value for site in found], most=MAX_EXITS),
             "heads": Each("sites", choices),
             "thresholds": Each("sites", {site.value: Real(0.0, 1.0) for site in found}),
-            "measure": _measures(),
+            "measure": _measures(gated(str(head) for choice in choices.values() for head in choice.values)),
             "carry": _CARRY,
         }
         return domains
@@ -148,12 +197,14 @@ class InsertExits(Pass):
         chosen = [site for site in find_sites(graph, max_live=WIDEST).sites if site.value in self.sites]
         draft = graph.copy().gs
         values = {tensor.name: tensor for node in draft.nodes for tensor in node.outputs}
-        scores, exits = [], []
+        scores, gates, exits = [], [], []
         for place, site in enumerate(chosen):
             head, trained = self._head(graph, site, place, context)
             prefix = f"exit{place}."
             feed = {head.inputs[0]: values[site.value]}
-            scores.append(graft(draft, head, feeds=feed, prefix=prefix)[head.final])
+            planted = graft(draft, head, feeds=feed, prefix=prefix)
+            scores.append(planted[head.final])
+            gates += [planted[GATE]] if GATE in planted else []
             logits = graph.scores == "logits"
             exits.append(
                 Exit(
@@ -169,7 +220,10 @@ class InsertExits(Pass):
             )
         if self.carry:
             scores, exits = self._carried(draft, scores, exits, graph)
-        draft.outputs = [draft.outputs[0], *scores]
+        sure = emit_gates(Emitter(draft), gates, self.measure) if gates else []
+        if sure:
+            exits = [replace(item, confidence=value.name) for item, value in zip(exits, sure, strict=True)]
+        draft.outputs = [draft.outputs[0], *scores, *sure]
         notes = tuple(f"exit {place} at {item.site} with {item.head}" for place, item in enumerate(exits))
         metadata = {**graph.metadata, TRUNK: graph.digest}
         if self.carry:
@@ -179,10 +233,12 @@ class InsertExits(Pass):
     def ensures(self, graph: Graph) -> None:
         need(len(graph.exits) == len(self.sites), f"{len(self.sites)} sites, but {len(graph.exits)} exits")
         need(
-            graph.outputs == (graph.final, *(item.logits for item in graph.exits)),
-            f"the outputs {list(graph.outputs)} are not the final scores and then those of every exit",
+            graph.outputs == outputs_of(graph.final, graph.exits),
+            f"the outputs {list(graph.outputs)} are not the final scores, those of every exit and the confidences",
         )
         for item in graph.exits:
+            learned = measures.is_learned(item.measure)
+            need(learned == bool(item.confidence), f"exit at {item.site!r}: {item.measure!r} has no confidence value")
             absent = [name for name in item.parameters if name not in graph.constants]
             need(not absent, f"exit at {item.site!r}: parameters {absent[:3]} are not in the graph")
 
@@ -226,10 +282,7 @@ class InsertExits(Pass):
         *states, final = emit_carry(emitter, [*scores, inner], temperatures, self.carry, graph.scores)
         emitter.rename(final, name)
         draft.outputs[0] = final
-        moved = [
-            Exit(**{**vars(item), "logits": state.name, "temperature": 1.0})
-            for item, state in zip(exits, states, strict=True)
-        ]
+        moved = [replace(item, logits=state.name, temperature=1.0) for item, state in zip(exits, states, strict=True)]
         return states, moved
 
 

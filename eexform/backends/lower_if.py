@@ -94,7 +94,7 @@ def lower_if(graph: Graph, *, thresholds_as_input: bool = False) -> onnx.ModelPr
         if depth:
             scope = _enter(depth, levels[-1], blocks[depth - 1].live, names)
         scope.add(block.nodes)
-        level = _Level(scope, *emit_scored(scope, depth, block.scores))
+        level = _Level(scope, *emit_scored(scope, depth, block))
         if depth < len(graph.exits):
             _ask(level, depth, graph, thresholds)
         levels.append(level)

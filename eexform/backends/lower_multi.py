@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx
 
 from eexform.backends import metadata, protos
 from eexform.backends.rebatch import Names, Scope, bind_inputs
 from eexform.errors import GraphError
-from eexform.ir.graph import Graph
+from eexform.ir.exits import outputs_of
+from eexform.ir.graph import BATCH, Graph
 
 
 def output_names(graph: Graph) -> tuple[str, ...]:
-    """Outputs of the form ``multi``: the original output, then ``exit0``, ``exit1``, ..."""
-    return (graph.final, *(f"exit{place}" for place in range(len(graph.exits))))
+    """Outputs of the form ``multi``: the original output, then ``exit0``, ``exit1``, ...; last ``confidence<i>`` of
+    the exits whose confidence the network computes."""
+    places = range(len(graph.exits))
+    learned = (f"confidence{place}" for place in places if graph.exits[place].confidence)
+    return (graph.final, *(f"exit{place}" for place in places), *learned)
 
 
 def lower_multi(graph: Graph) -> onnx.ModelProto:
@@ -22,7 +27,8 @@ def lower_multi(graph: Graph) -> onnx.ModelProto:
         graph: a graph with exits.
 
     Returns:
-        A model with the outputs: final scores under the original output's name, ``exit0``, ``exit1``, ...
+        A model with the outputs: final scores under the original output's name, ``exit0``, ``exit1``, ...; behind
+        them learned confidences, float32 [N].
 
     Raises:
         GraphError: the graph has no exits.
@@ -30,16 +36,20 @@ def lower_multi(graph: Graph) -> onnx.ModelProto:
     if not graph.exits:
         raise GraphError("the graph has no exits, so there is nothing to lower; run the pass insert_exits first")
     outputs = output_names(graph)
-    values = (graph.final, *(leaving.logits for leaving in graph.exits))
+    values = outputs_of(graph.final, graph.exits)
     scope = Scope(graph, Names(graph, outputs))
     bind_inputs(scope)
     flow = graph.flow
     needed = flow.ancestors(values) - flow.shape_nodes
     scope.add(name for name in flow.topological if name in needed)
     infos = []
+    learned = {leaving.confidence for leaving in graph.exits}
     for name, value in zip(outputs, values, strict=True):
         scope.publish(value, name)
-        infos.append(protos.scores_info(graph, name))
+        if value in learned:
+            infos.append(protos.value_info(name, np.float32, [BATCH]))
+        else:
+            infos.append(protos.scores_info(graph, name))
     body = protos.graph_proto(
         graph.gs.name or "network",
         protos.node_protos(scope.draft),

@@ -25,17 +25,13 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnx_graphsurgeon as gs
 
 from eexform._version import __version__
 from eexform.backends import metadata, protos
-from eexform.backends.blocks import Block, split
-from eexform.backends.confidence import emit_scored
-from eexform.backends.rebatch import Names, Scope, bind_inputs
+from eexform.backends.staging import Part, divide, known_dtype
 from eexform.errors import GraphError, StorageError
 from eexform.files import file_sha256, write_json, writing_folder
 from eexform.ir.graph import Graph
-from eexform.ir.order import node_inputs
 from eexform.ir.types import Dim, TensorType
 
 MANIFEST = "manifest.json"
@@ -70,26 +66,12 @@ def lower_stages(graph: Graph) -> Stages:
     Raises:
         GraphError: no exits, or a value that cannot be recomputed for undecided rows.
     """
-    blocks = split(graph)
-    scopes: list[Scope] = []
-    scored: list[gs.Variable] = []
-    for depth, block in enumerate(blocks):
-        names = Names(graph, [graph.final, CONFIDENCE])  # each file has its own: stages need not differ in names
-        scope = Scope(graph, names, prefix=f"stage{depth}." if depth else "", outer=scopes[-1] if scopes else None)
-        if depth:
-            for value in blocks[depth - 1].live:
-                scope.bind(value, gs.Variable(value, dtype=graph.types[value].dtype))
-        else:
-            bind_inputs(scope)
-        scope.add(block.nodes)
-        scored.append(emit_scored(scope, depth, block.scores)[1])
-        scopes.append(scope)
-    fixed = _fixed_by_stage(scopes)
+    parts = divide(graph, [graph.final, CONFIDENCE])
     models, described = [], []
-    if any(CONFIDENCE in block.live for block in blocks):
+    if any(CONFIDENCE in part.block.live for part in parts):
         raise GraphError(f"the network has a value called {CONFIDENCE!r} that stages would hand on; rename it")
-    for depth, (block, scope) in enumerate(zip(blocks, scopes, strict=True)):
-        made, stage = _stage(graph, block, scope, depth, scored[depth], fixed)
+    for depth, part in enumerate(parts):
+        made, stage = _stage(graph, part, depth)
         models.append(made)
         described.append(stage)
     manifest = {
@@ -138,51 +120,21 @@ def _replaceable(folder: Path) -> None:
         )
 
 
-def _fixed_by_stage(scopes: list[Scope]) -> dict[int, dict[str, TensorType]]:
-    """Values without samples (a table of positions, the length of a sequence) that a stage makes for later ones."""
-    maker: dict[str, int] = {}
-    for depth, scope in enumerate(scopes):
-        for node in scope.draft.nodes:
-            for tensor in node.outputs:
-                maker.setdefault(tensor.name, depth)
-    found: dict[int, dict[str, TensorType]] = {depth: {} for depth in range(len(scopes))}
-    for scope in scopes:
-        for key, tensor in scope.imports.items():
-            if tensor.name in maker:  # else it is an input of the network, which the pool has anyway
-                kind = scope.source.types.get(key) or TensorType(np.dtype(np.int64), (1,))
-                found[maker[tensor.name]][tensor.name] = kind
-    return found
-
-
-def _stage(
-    graph: Graph,
-    block: Block,
-    scope: Scope,
-    depth: int,
-    confidence: gs.Variable,
-    fixed: dict[int, dict[str, TensorType]],
-) -> tuple[onnx.ModelProto, dict[str, Any]]:
-    made_here = [value for value in block.live if scope.resolve(value).inputs]
-    confidence.name = CONFIDENCE
-    handed_on = {value: graph.types[value] for value in made_here} | fixed[depth]
+def _stage(graph: Graph, part: Part, depth: int) -> tuple[onnx.ModelProto, dict[str, Any]]:
+    block, scope, handed_on = part.block, part.scope, part.hands_on
+    part.confidence.name = CONFIDENCE
     scope.publish(block.scores, graph.final, alone=block.scores not in handed_on)
-    used = {name for node in scope.draft.nodes for name in node_inputs(node)} | set(handed_on)
-    inputs: dict[str, TensorType] = {}
-    for value, tensor in scope.values.items():
-        if not isinstance(tensor, gs.Constant) and not tensor.inputs and tensor.name in used:
-            inputs[tensor.name] = graph.types[value]
-    for key, tensor in scope.imports.items():
-        inputs.setdefault(tensor.name, graph.types.get(key) or TensorType(np.dtype(np.int64), (1,)))
+    inputs = part.inputs()
     body = protos.graph_proto(
         f"stage{depth}",
         protos.node_protos(scope.draft),
         [
             protos.scores_info(graph, graph.final),
             protos.value_info(CONFIDENCE, np.float32, ["N"]),
-            *(protos.value_info(name, _dtype(name, kind), kind.shape) for name, kind in handed_on.items()),
+            *(protos.value_info(name, known_dtype(name, kind), kind.shape) for name, kind in handed_on.items()),
         ],
         [protos.initializer(constant) for constant in protos.constants(scope.draft.nodes).values()],
-        [protos.value_info(name, _dtype(name, kind), kind.shape) for name, kind in inputs.items()],
+        [protos.value_info(name, known_dtype(name, kind), kind.shape) for name, kind in inputs.items()],
     )
     leaving = graph.exits[depth].to_json() if depth < len(graph.exits) else {}
     stage = {
@@ -191,19 +143,13 @@ def _stage(
         "scores": graph.final,
         "confidence": CONFIDENCE,
         "hands_on": list(handed_on),
-        "fixed": list(fixed[depth]),
+        "fixed": list(part.fixed),
         "live": [{"name": value, "batch_axis": graph.types[value].batch_axis} for value in block.live],
         **{key: leaving.get(key) for key in ("site", "head", "measure", "temperature", "threshold")},
     }
     return protos.model(graph, body, metadata.build(graph, "stages")), stage
 
 
-def _dtype(name: str, kind: TensorType) -> np.dtype:
-    if kind.dtype is None:
-        raise GraphError(f"value {name!r} is handed from stage to stage, but its type is not known; use the form 'if'")
-    return kind.dtype
-
-
 def _port(name: str, kind: TensorType) -> dict[str, Any]:
     shape: list[Dim] | None = None if kind.shape is None else list(kind.shape)
-    return {"name": name, "dtype": str(_dtype(name, kind)), "shape": shape, "batch_axis": kind.batch_axis}
+    return {"name": name, "dtype": str(known_dtype(name, kind)), "shape": shape, "batch_axis": kind.batch_axis}

@@ -21,12 +21,16 @@ from eexform._version import __version__
 from eexform.errors import GraphError, ModelError, RunError
 from eexform.ir.exits import Exit, Scores
 from eexform.ir.graph import Graph
+from eexform.ir.kinds import KINDS, TIED
+from eexform.ir.provenance import PROVENANCE
 
 VERSION = "eexform.version"
 FORM = "eexform.form"
 PLAN = "eexform.plan"
 TRUNK = "eexform.trunk_digest"
 FORMS = ("if", "stages", "multi")
+_ABOUT_MODULE = (PROVENANCE, KINDS, TIED)
+"""Keys by node and parameter names of the flat graph, which mean nothing in a lowered one."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,7 @@ class Exported:
 
 def build(graph: Graph, form: str) -> dict[str, str]:
     """The metadata of ``graph`` lowered to ``form``; what the graph carried itself (recipe, trunk digest) is kept."""
-    kept = {key: value for key, value in graph.metadata.items() if key not in (VERSION, FORM)}
+    kept = {key: value for key, value in graph.metadata.items() if key not in (VERSION, FORM, *_ABOUT_MODULE)}
     plan = _object(kept.get(PLAN, "{}"))
     plan["exits"] = [leaving.to_json() for leaving in graph.exits]
     plan["scores"] = graph.scores

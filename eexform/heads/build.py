@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 INPUT = "site"
 OUTPUT = "scores"
+GATE = "gate"
 OPSET = 17
 """Heads use only operators whose form is the same in every opset from this one to 25: they fit any trunk."""
 
@@ -51,6 +52,10 @@ def head_graph(
     Input ``site``, [N, ...site.shape] float32; output ``scores``, [N, num_classes]. Parameters are called
     ``layer<i>.<part>.<weight|bias|...>`` and ``classifier.<weight|bias>``; convolutions start from He's normal
     distribution, batch normalisation from the identity.
+
+    With a gate there is a second output, ``gate``, [N] float32 in [0, 1]: ``sigmoid(w . [features, s1, s2] + b)`` of
+    the features that the classifier reads and its two highest logits, with the parameters ``gate.<weight|bias>``. It
+    starts as ``sigmoid(s1 - s2)``; all other parameters start as without it.
 
     The stride of ``spec`` is spent on the layers first, two each from the first one on; what is left is average pooling
     in front of them. At flat sites the pooling of ``spec`` has no effect.
@@ -144,12 +149,35 @@ def _build(
     if not layer.spatial:
         for place in range(spec.depth):
             value, channels = layer.emit(emitter.scoped(f"layer{place}."), value, channels, spec.width, 1)
-    value = linear(emitter, value, channels, num_classes, name="classifier", gain=1.0)
+    features = value
+    logits = value = linear(emitter, value, channels, num_classes, name="classifier", gain=1.0)
     if scores == "probabilities":
         value = emitter.node("Softmax", value, name="softmax", shape=value.shape, axis=1)
     value.name = OUTPUT
     draft.outputs = [value]
+    if spec.gate:
+        draft.outputs.append(_gate(emitter, features, channels, logits))
     return Graph(draft, scores=scores)
+
+
+def _gate(emitter: HeadEmitter, features: gs.Variable, channels: int, logits: gs.Variable) -> gs.Variable:
+    """How sure the head is, [N] in [0, 1], from the [N, channels] that its classifier reads and its two best scores."""
+    rows = features.shape[0]
+    top, _ = emitter.nodes(
+        "TopK", [logits, emitter.constant("gate.k", [2])], 2, name="gate.top", axis=1, largest=1, sorted=1
+    )
+    seen = emitter.node("Concat", features, top, name="gate.seen", shape=[rows, channels + 2], axis=1)
+    # whether an answer is right is not linear in what the classifier reads, but the lead over the second best tells
+    # most of it: the gate begins with that and learns to correct it
+    start = np.zeros((1, channels + 2), np.float32)
+    start[0, -2:] = 1.0, -1.0
+    weight, bias = emitter.constant(f"{GATE}.weight", start), emitter.filled(f"{GATE}.bias", 1, 0.0)
+    odds = emitter.node("Gemm", seen, weight, bias, name=GATE, shape=[rows, 1], transB=1)
+    sure = emitter.node(
+        "Sigmoid", emitter.squeeze(odds, [1], name="gate.flat", shape=[rows]), name="gate.sigmoid", shape=[rows]
+    )
+    sure.name = GATE
+    return sure
 
 
 def _channels_first(emitter: HeadEmitter, value: gs.Variable, site: Site) -> gs.Variable:

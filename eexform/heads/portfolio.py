@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from eexform.errors import GraphError
@@ -16,7 +17,9 @@ _SMALL = 8
 """Maps of at most so many pixels along an axis need no third layer."""
 
 
-def portfolio(site: Site, *, trunk_macs: float, max_share: float = 0.08, num_classes: int) -> tuple[HeadSpec, ...]:
+def portfolio(
+    site: Site, *, trunk_macs: float, max_share: float = 0.08, num_classes: int, gates: bool = False
+) -> tuple[HeadSpec, ...]:
     """Default candidates for a site, cheapest kind first.
 
     Space: no layer; and stacks of 3x3 convolutions of stride 2 with average and maximum pooling side by side: two, and
@@ -33,6 +36,8 @@ def portfolio(site: Site, *, trunk_macs: float, max_share: float = 0.08, num_cla
         trunk_macs: multiply-accumulates of the whole trunk for one sample.
         max_share: what a head may cost, as a share of that.
         num_classes: classes of the trunk.
+        gates: give every head a gate; it costs a multiplication per feature and two more, which the budget does not
+            count, so that the heads are those that there are without.
     """
     budget = max_share * trunk_macs
     found: list[HeadSpec | None]
@@ -48,7 +53,7 @@ def portfolio(site: Site, *, trunk_macs: float, max_share: float = 0.08, num_cla
     else:
         found = [HeadSpec(), _fit(site, "mlp", 1, _width(site.channels), budget, num_classes)]
     kept = [spec for spec in found if spec is not None and unsupported(spec, site) is None]
-    return tuple(dict.fromkeys(kept))
+    return tuple(dict.fromkeys(replace(spec, gate=gates) for spec in kept))
 
 
 def _fit(

@@ -8,6 +8,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from eexform.errors import GraphError, need
+from eexform.ir.exits import outputs_of
 from eexform.ir.graph import Graph
 from eexform.ir.order import node_inputs
 
@@ -105,14 +106,17 @@ def _check_names(draft: gs.Graph) -> None:
 
 def _check_exits(graph: Graph) -> None:
     for i, exit_ in enumerate(graph.exits):
-        for what, name in (("site", exit_.site), ("scores", exit_.logits)):
-            need(name in graph.tensors, f"exit {i}: its {what} {name!r} is not in the graph", GraphError)
+        known = (("site", exit_.site), ("scores", exit_.logits), ("confidence", exit_.confidence))
+        for what, name in known:
+            found = name in graph.tensors or (what == "confidence" and not name)
+            need(found, f"exit {i}: its {what} {name!r} is not in the graph", GraphError)
         missing = [name for name in exit_.parameters if name not in graph.constants]
         need(not missing, f"exit {i} at {exit_.site!r}: its parameters {missing[:3]} are not in the graph", GraphError)
-    expected = (graph.final, *(exit_.logits for exit_ in graph.exits))
+    expected = outputs_of(graph.final, graph.exits)
     need(
         graph.outputs == expected,
-        f"the outputs are {list(graph.outputs)}; expected the final scores and one per exit: {list(expected)}",
+        f"the outputs are {list(graph.outputs)}; expected the final scores, those of every exit and the learned "
+        f"confidences: {list(expected)}",
         GraphError,
     )
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-LIMIT = 4096
+LIMIT = 16384
 """Largest number of elements of a value whose content is followed."""
 
 _RANDOM = {

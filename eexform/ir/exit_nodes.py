@@ -15,7 +15,8 @@ _PREFIX = re.compile(r"exit\d+\.")
 
 
 def head_nodes(graph: Graph) -> tuple[frozenset[str], ...]:
-    """Names of the nodes that only exist for exit i: its head, and the nodes that carry earlier scores into it.
+    """Names of the nodes that only exist for exit i: its head, and the nodes that carry earlier scores
+    (or confidences) into it.
 
     A node counts for the first exit that needs it; what the trunk runs anyway to reach the exit's site (or an earlier
     one) is no part of it.
@@ -25,7 +26,7 @@ def head_nodes(graph: Graph) -> tuple[frozenset[str], ...]:
     found = []
     for item in graph.exits:
         known |= flow.ancestors([item.site])
-        own = frozenset(flow.ancestors([item.logits]) - known)
+        own = frozenset(flow.ancestors(item.values) - known)
         known |= own
         found.append(own)
     return tuple(found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -25,6 +26,8 @@ class Exit:
         temperature: the scores are divided by it before the confidence is taken (logits only).
         parameters: names of the head's parameters in the graph.
         digest: sha-256 of the head's parameters, as trained.
+        confidence: value of the graph that holds the confidence, [batch] float32 in [0, 1], where the head learned it;
+            empty where the measure reads it off the scores.
     """
 
     site: str
@@ -35,6 +38,7 @@ class Exit:
     temperature: float = 1.0
     parameters: tuple[str, ...] = ()
     digest: str = ""
+    confidence: str = ""
 
     def __post_init__(self) -> None:
         need(not math.isnan(self.threshold), f"exit at {self.site!r}: the threshold is not a number", GraphError)
@@ -44,12 +48,19 @@ class Exit:
             GraphError,
         )
 
+    @property
+    def values(self) -> tuple[str, ...]:
+        """What must be computed before a sample can leave here: scores, and the confidence where that is a value."""
+        return (self.logits, self.confidence) if self.confidence else (self.logits,)
+
     def to_json(self) -> dict[str, Any]:
         """Plain values; infinite thresholds become ``"always"`` / ``"never"`` (JSON has no infinity)."""
         plain = asdict(self)
         if math.isinf(self.threshold):
             plain["threshold"] = "never" if self.threshold > 0 else "always"
         plain["parameters"] = list(self.parameters)
+        if not self.confidence:  # as before there were gates, so that digests stay
+            del plain["confidence"]
         return plain
 
     @classmethod
@@ -71,6 +82,13 @@ class Exit:
                 temperature=float(plain["temperature"]),
                 parameters=tuple(map(str, plain["parameters"])),
                 digest=str(plain["digest"]),
+                confidence=str(plain.get("confidence", "")),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise GraphError(f"an exit's description is damaged: {error!r} in {plain!r}") from error
+
+
+def outputs_of(final: str, exits: Sequence[Exit]) -> tuple[str, ...]:
+    """Outputs of a graph with exits, in order: final scores, those of every exit, confidences that are values."""
+    confidences = (item.confidence for item in exits if item.confidence)
+    return (final, *(item.logits for item in exits), *confidences)

@@ -26,7 +26,8 @@ _POOLINGS = {"MaxPool", "AveragePool", "LpPool", "QLinearAveragePool", "QLinearG
 _POOLINGS |= {"GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool"}
 _ON_AXIS_1 = _CONVOLUTIONS | _DENSE | _POOLINGS | {"BatchNormalization", "LRN", "SpaceToDepth", "DepthToSpace"}
 _ATTENTIONS = {"Attention", "MultiHeadAttention"}
-_ON_LAST_AXIS = _ATTENTIONS | {"LSTM", "GRU", "RNN", "EmbedLayerNormalization", "SkipLayerNormalization"}
+_RECURRENT = {"LSTM", "GRU", "RNN"}
+_ON_LAST_AXIS = _ATTENTIONS | {"EmbedLayerNormalization", "SkipLayerNormalization"}
 _PRODUCTS = frozenset(["MatMul", "FusedMatMul", "MatMulInteger", "QLinearMatMul", "MatMulIntegerToFloat"])
 _RESHAPES = frozenset(["Reshape", "Flatten", "Squeeze", "Unsqueeze"])
 _MIXES = frozenset(["Einsum", "GatherND", "GatherElements", "NonZero", "TopK", "Col2Im", "OneHot", "ArgMax", "ArgMin"])
@@ -67,6 +68,8 @@ def _output_axes(
         return (1,)
     if node.op in _ON_LAST_AXIS or _last_axis_norm(node, types):
         return (len(shape) - 1,)
+    if node.op in _RECURRENT:
+        return _recurrent_axes(node, shape)
     if node.op in _PRODUCTS:
         return _product_axes(node, len(shape), flow, found)
     if node.op in _MIXES:
@@ -108,7 +111,7 @@ def _backward(node: gs.Node, flow: DataFlow, types: Mapping[str, TensorType], fo
             axes = (1,)
         elif _last_axis_norm(node, types) or (place == 0 and _constant_matrix(node, flow)):
             axes = (len(before) - 1,)
-        elif node.op not in _PRODUCTS and node.op not in _MIXES and node.op not in _ON_LAST_AXIS:
+        elif node.op not in _PRODUCTS and node.op not in _MIXES and node.op not in _ON_LAST_AXIS | _RECURRENT:
             after = next((t.name for t in node.outputs if t.name in found), None)
             shape = None if after is None else _shape(after, types)
             if after is None or shape is None:
@@ -133,6 +136,12 @@ def _product_axes(node: gs.Node, rank: int, flow: DataFlow, found: Mapping[str, 
         return (rank - 2,)
     axes = found.get(right)
     return axes if axes and rank - 1 in axes else None  # keys come transposed: queries x keys has no channels
+
+
+def _recurrent_axes(node: gs.Node, shape: Sequence[Dim]) -> Axes | None:
+    """Width of the state, and directions where there are two: [T, D, N, H] or [D, N, H]; batch first [N, T, D, H]."""
+    directions = len(shape) - 2 if node.attrs.get("layout", 0) else len(shape) - 3
+    return (len(shape) - 1,) if shape[directions] == 1 else (directions, len(shape) - 1)
 
 
 def _constant_matrix(node: gs.Node, flow: DataFlow) -> bool:

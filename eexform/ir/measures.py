@@ -1,13 +1,16 @@
-"""Confidence measures: how sure a classifier is of a sample, from its class probabilities.
+"""Confidence measures: how sure a classifier is of a sample.
 
-Each measure exists twice, in numpy for the simulator and as ONNX nodes for the exported network, with the same float32
-operations in the same order: the two agree to 1e-6. Confidence is in [0, 1] and higher means surer.
+There are two kinds. A :class:`Measure` reads the class probabilities. A :class:`GateMeasure` reads what heads with a
+gate have learned to say of themselves, and may look at the exits before. Each exists twice, in numpy for the simulator
+and as ONNX nodes for the exported network, with the same float32 operations in the same order: the two agree to 1e-6.
+Confidence is in [0, 1] and higher means surer.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -30,7 +33,7 @@ _FEW = 64
 
 
 class Measure(ABC):
-    """A confidence measure; registered in the entry-point group ``eexform.measures``."""
+    """A confidence measure that reads class probabilities; registered in the entry-point group ``eexform.measures``."""
 
     name: ClassVar[str]
 
@@ -113,21 +116,136 @@ class Entropy(Measure):
         return emitter.clip(flipped, 0.0, 1.0, name="entropy", shape=[BATCH])
 
 
+class GateMeasure(ABC):
+    """A confidence measure that reads the gates of heads; registered in the entry-point group ``eexform.measures``.
+
+    It is a recurrence along the exits that a sample meets: what crosses from one exit to the next is the confidence
+    itself.
+
+    Attributes:
+        sequential: whether an exit's confidence depends on the exits before it.
+    """
+
+    name: ClassVar[str]
+    sequential: ClassVar[bool]
+
+    @abstractmethod
+    def step(self, before: np.ndarray | None, gate: np.ndarray) -> np.ndarray:
+        """Confidence of each sample at an exit.
+
+        Args:
+            before: the confidence at the exit before, [n] float32; ``None`` at the first exit.
+            gate: what this exit's gate says, [n] float32 in [0, 1].
+
+        Returns:
+            [n] float32 in [0, 1].
+        """
+
+    @abstractmethod
+    def emit(self, emitter: Emitter, before: gs.Variable | None, gate: gs.Variable) -> gs.Variable:
+        """Add the nodes that compute the same; a value that nothing changes is returned as it is."""
+
+    def accumulate(self, gates: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Confidence at each exit of a path, from its gates in order: [n] float32 each."""
+        found: list[np.ndarray] = []
+        for gate in gates:
+            found.append(self.step(found[-1] if found else None, _gate(gate)))
+        return found
+
+
+class Gate(GateMeasure):
+    """What the exit's own gate says."""
+
+    name = "gate"
+    sequential = False
+
+    def step(self, before: np.ndarray | None, gate: np.ndarray) -> np.ndarray:
+        return gate
+
+    def emit(self, emitter: Emitter, before: gs.Variable | None, gate: gs.Variable) -> gs.Variable:
+        return gate
+
+
+class Stick(GateMeasure):
+    """Stick-breaking: ``1 - prod over j <= i of (1 - c_j)`` of the gates c_j up to exit i.
+
+    Each gate breaks its share off what the exits before it left of a stick of length 1; the confidence is what has been
+    broken off so far (Pomponi, Scardapane & Uncini, "A probabilistic re-interpretation of confidence scores in
+    multi-exit models", 2022; the NACHOS search leaves by it). Computed as ``before + (1 - before) * c_i``, which never
+    falls along the way.
+    """
+
+    name = "stick"
+    sequential = True
+
+    def step(self, before: np.ndarray | None, gate: np.ndarray) -> np.ndarray:
+        return gate if before is None else before + (np.float32(1.0) - before) * gate
+
+    def emit(self, emitter: Emitter, before: gs.Variable | None, gate: gs.Variable) -> gs.Variable:
+        if before is None:
+            return gate
+        one = emitter.constant("stick.one", np.float32(1.0))
+        rest = emitter.node("Sub", one, before, name="stick.rest", shape=[BATCH], dtype=np.float32)
+        broken = emitter.node("Mul", rest, gate, name="stick.broken", shape=[BATCH], dtype=np.float32)
+        return emitter.node("Add", before, broken, name="stick", shape=[BATCH], dtype=np.float32)
+
+
 def names() -> tuple[str, ...]:
     """The registered measures."""
     return plugins.names(_GROUP)
 
 
-def get(name: str) -> Measure:
-    """The measure registered as ``name``.
+def of_kind(*, learned: bool) -> tuple[str, ...]:
+    """The registered measures that read gates (``learned``), or those that read probabilities."""
+    return tuple(name for name in plugins.available(_GROUP) if is_learned(name) == learned)
+
+
+def is_learned(name: str) -> bool:
+    """Whether the measure reads gates.
 
     Raises:
-        OptionError: there is none; the message lists the choices.
+        OptionError: there is no such measure.
     """
+    return isinstance(_find(name), GateMeasure)
+
+
+def get(name: str) -> Measure:
+    """The measure registered as ``name``, which reads probabilities.
+
+    Raises:
+        OptionError: there is none, or it reads gates; the message lists the choices.
+    """
+    measure = _find(name)
+    if not isinstance(measure, Measure):
+        choices = ", ".join(of_kind(learned=False))
+        raise OptionError(
+            f"measure {name!r} reads what a head's gate says, not its scores; for heads without /gate take one of "
+            f"{choices}"
+        )
+    return measure
+
+
+def get_gate(name: str) -> GateMeasure:
+    """The measure registered as ``name``, which reads gates.
+
+    Raises:
+        OptionError: there is none, or it reads probabilities; the message lists the choices.
+    """
+    measure = _find(name)
+    if not isinstance(measure, GateMeasure):
+        raise OptionError(
+            f"measure {name!r} reads scores; heads with /gate take one of {', '.join(of_kind(learned=True))}"
+        )
+    return measure
+
+
+def _find(name: str) -> Measure | GateMeasure:
     found = plugins.load(_GROUP, name)
     measure = found() if isinstance(found, type) else found
-    if not isinstance(measure, Measure):
-        raise OptionError(f"measure {name!r}: {found!r} is not a sub-class of eexform.ir.measures.Measure")
+    if not isinstance(measure, Measure | GateMeasure):
+        raise OptionError(
+            f"measure {name!r}: {found!r} is not a sub-class of eexform.ir.measures.Measure or GateMeasure"
+        )
     return measure
 
 
@@ -209,6 +327,18 @@ def _checked(scores: np.ndarray) -> np.ndarray:
         )
     if array.size and array.min() == -np.inf and np.isneginf(array).all(axis=1).any():
         raise DataError("a sample's class scores are all -infinity; check inputs and weights")
+    return array
+
+
+def _gate(values: np.ndarray) -> np.ndarray:
+    """What a gate says, as [n] float32; NaN refused."""
+    array = np.asarray(values, dtype=np.float32)
+    if array.ndim != 1 or (array.size and not (array.min() >= 0 and array.max() <= 1)):
+        raise DataError(
+            f"a gate gives one number 0..1 per sample, found shape {list(array.shape)}"
+            + (f" between {array.min()} and {array.max()}" if array.size else "")
+            + "; check inputs and weights"
+        )
     return array
 
 

@@ -22,6 +22,7 @@ TIE = 1e-6
 """Confidences this close to a threshold may fall on either side in another runtime."""
 
 _TINY = 1e-12
+_PLAIN = "max_prob"
 
 
 @dataclass(frozen=True)
@@ -44,18 +45,55 @@ class Decisions:
         return tuple((counts / max(1, len(self.exit_index))).tolist())
 
 
-def confidences(exit_scores: Sequence[np.ndarray], exits: Sequence[Exit], kind: Scores) -> np.ndarray:
-    """Confidence of every sample at every exit, passed or not: [exits, n] float32."""
+def confidences(
+    exit_scores: Sequence[np.ndarray], exits: Sequence[Exit], kind: Scores, learned: Sequence[np.ndarray | None] = ()
+) -> np.ndarray:
+    """Confidence of every sample at every exit, passed or not: [exits, n] float32.
+
+    Args:
+        exit_scores: per exit, [n, classes].
+        exits: measure and temperature of each.
+        kind: what the scores hold.
+        learned: per exit, the confidence that the network itself computed, [n]; ``None`` where the measure reads it off
+            the scores, as it is for all exits by default.
+
+    Raises:
+        GraphError: the number of exits differs from that of ``exit_scores``, or an exit lacks its learned confidence.
+        DataError: NaN.
+    """
     if len(exit_scores) != len(exits):
         raise GraphError(f"{len(exits)} exits, but scores of {len(exit_scores)}")
-    rows = [
-        measures.get(exit.measure).confidence(_probabilities(scores, kind, exit.temperature, f"exit at {exit.site!r}"))
-        for scores, exit in zip(exit_scores, exits, strict=True)
-    ]
+    rows = []
+    for scores, exit, given in zip(exit_scores, exits, learned or [None] * len(exits), strict=True):
+        where = f"exit at {exit.site!r}"
+        if given is not None:
+            row = np.asarray(given, np.float32)
+            if row.shape != (len(scores),) or np.isnan(row).any():
+                raise DataError(f"{where}: its confidence has shape {list(row.shape)} or holds NaN; check the weights")
+        elif exit.confidence:
+            raise GraphError(f"{where}: its confidence is a value of the network ({exit.confidence!r}), not given here")
+        else:
+            row = measures.get(exit.measure).confidence(_probabilities(scores, kind, exit.temperature, where))
+        rows.append(row)
     return np.stack(rows) if rows else np.zeros((0, 0), np.float32)
 
 
-def decide(exit_scores: Sequence[np.ndarray], final: np.ndarray, exits: Sequence[Exit], kind: Scores) -> Decisions:
+def final_measure(exits: Sequence[Exit]) -> str:
+    """The measure of the final classifier's confidence: the last exit's, ``max_prob`` where that one is learned.
+
+    The final classifier has no gate, and nothing is decided by its confidence.
+    """
+    name = exits[-1].measure if exits else _PLAIN
+    return _PLAIN if measures.is_learned(name) else name
+
+
+def decide(
+    exit_scores: Sequence[np.ndarray],
+    final: np.ndarray,
+    exits: Sequence[Exit],
+    kind: Scores,
+    learned: Sequence[np.ndarray | None] = (),
+) -> Decisions:
     """Simulate the leaving rule on scores that every exit gave to every sample.
 
     Args:
@@ -63,16 +101,16 @@ def decide(exit_scores: Sequence[np.ndarray], final: np.ndarray, exits: Sequence
         final: the final exit's scores, [n, classes].
         exits: measure, threshold and temperature of each exit, in the order in which a sample meets them.
         kind: what the scores hold.
+        learned: see :func:`confidences`.
 
     Returns:
-        The decisions. The final confidence is taken with the last exit's measure (``max_prob`` without exits) at
-        temperature 1.
+        The decisions. The final confidence is taken with :func:`final_measure` at temperature 1.
 
     Raises:
         DataError: NaN scores, or shapes that do not fit each other.
         GraphError: the number of exits differs from that of ``exit_scores``.
     """
-    last = measures.get(exits[-1].measure if exits else "max_prob")
+    last = measures.get(final_measure(exits))
     chosen = np.array(final, dtype=np.float32)
     confidence = last.confidence(_probabilities(final, kind, 1.0, "final exit"))
     index = np.full(len(chosen), len(exits), np.int64)
@@ -81,7 +119,7 @@ def decide(exit_scores: Sequence[np.ndarray], final: np.ndarray, exits: Sequence
             raise DataError(
                 f"exit {place}: scores have shape {list(np.shape(scores))}, the final ones {list(chosen.shape)}"
             )
-    rows = confidences(exit_scores, exits, kind)
+    rows = confidences(exit_scores, exits, kind, learned)
     for place in reversed(range(len(exits))):  # so that an earlier exit overrules a later one
         leaves = rows[place] >= np.float32(exits[place].threshold)
         index[leaves] = place
@@ -91,14 +129,19 @@ def decide(exit_scores: Sequence[np.ndarray], final: np.ndarray, exits: Sequence
 
 
 def near_ties(
-    exit_scores: Sequence[np.ndarray], exits: Sequence[Exit], kind: Scores, *, tolerance: float = TIE
+    exit_scores: Sequence[np.ndarray],
+    exits: Sequence[Exit],
+    kind: Scores,
+    learned: Sequence[np.ndarray | None] = (),
+    *,
+    tolerance: float = TIE,
 ) -> np.ndarray:
     """Samples whose exit rounding may change: within ``tolerance`` of the threshold of an exit that they reach.
 
     Returns:
         [n] bool; empty where there are no exits.
     """
-    rows = confidences(exit_scores, exits, kind)
+    rows = confidences(exit_scores, exits, kind, learned)
     near = np.zeros(rows.shape[1], bool)
     inside = np.ones(rows.shape[1], bool)
     for row, exit in zip(rows, exits, strict=True):
@@ -170,6 +213,21 @@ def emit_carry(
             current = scope.node("Softmax", current, name="scores", shape=shape, axis=1)
         states.append(current)
     return states
+
+
+def emit_gates(emitter: Emitter, gates: Sequence[gs.Variable], measure: str) -> list[gs.Variable]:
+    """The nodes of :meth:`GateMeasure.accumulate`: the confidence at each exit, [N]; names start with ``sure0.``, ...
+
+    Args:
+        emitter: where to.
+        gates: what each exit's gate says, in the order in which a sample meets them, [N] each.
+        measure: name of the measure.
+    """
+    found: list[gs.Variable] = []
+    for place, gate in enumerate(gates):
+        scope = emitter.scoped(f"sure{place}.")
+        found.append(measures.get_gate(measure).emit(scope, found[-1] if found else None, gate))
+    return found
 
 
 def _probabilities(scores: np.ndarray, kind: Scores, temperature: float, where: str) -> np.ndarray:

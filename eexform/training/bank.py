@@ -16,6 +16,8 @@ from safetensors.numpy import save as save_tensors
 
 from eexform import files
 from eexform.errors import OptionError, RunError, suggest
+from eexform.heads import HeadSpec
+from eexform.heads.build import GATE
 from eexform.ir.digest import digest_arrays
 from eexform.passes import TrainedHead
 
@@ -44,7 +46,8 @@ class Bank:
     The folder is ``root/<identity>``, where the identity is the sha-256 of trunk digest, data digest, options and
     format: another trunk, other data or other options never find each other's heads. Per head there is
     ``heads/<key>.safetensors`` (parameters, with the facts in its header) and ``scores/<key>.<split>.npy`` (float32
-    [samples, classes]); the first is written last, so a head that is listed is complete.
+    [samples, classes]), with a gate also ``scores/<key>.gate.<split>.npy`` ([samples]); the first is written last, so a
+    head that is listed is complete.
     """
 
     def __init__(self, root: str | Path, *, trunk_digest: str, data_digest: str, options_digest: str) -> None:
@@ -115,15 +118,27 @@ class Bank:
             RunError: the file is missing or damaged.
         """
         key = self._record(site, head).key
-        return _array(self._score_path(key, split), np.float32, cure=self._head_path(key))
+        return _array(self._score_path(key, split), np.float32, cure=self._head_path(key), dimensions=2)
+
+    def gates(self, site: str, head: str, split: str) -> np.ndarray:
+        """What a head's gate says on a split, float32 [samples] in [0, 1], memory-mapped and read-only.
+
+        Raises:
+            OptionError: no such head or split, or a head without a gate.
+            RunError: the file is missing or damaged.
+        """
+        key = self._record(site, head).key
+        if not HeadSpec.parse(head).gate:
+            raise OptionError(f"head {head!r} at {site!r} has no gate; train {head + '/gate'!r}")
+        return _array(self._score_path(f"{key}.{GATE}", split), np.float32, cure=self._head_path(key), dimensions=1)
 
     def final(self, split: str) -> np.ndarray:
         """The trunk's own scores on a split, float32 [samples, classes]."""
-        return _array(self._score_path("final", split), np.float32, cure=self._facts_path)
+        return _array(self._score_path("final", split), np.float32, cure=self._facts_path, dimensions=2)
 
     def labels(self, split: str) -> np.ndarray:
         """Labels of a split, int64 [samples]: the given ones or, in label-free mode, the trunk's own answers."""
-        return _array(self._score_path("labels", split), np.int64, cure=self._facts_path)
+        return _array(self._score_path("labels", split), np.int64, cure=self._facts_path, dimensions=1)
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -134,9 +149,16 @@ class Bank:
 
     def new_scores(self, key: str, split: str, rows: int, classes: int) -> np.memmap:
         """A zeroed array on disk for scores under way; it is not listed before its head is stored."""
-        path = self._score_path(key, split)
+        return self._new(self._score_path(key, split), (rows, classes))
+
+    def new_gates(self, key: str, split: str, rows: int) -> np.memmap:
+        """Like :meth:`new_scores` for what a head's gate says, float32 [rows]."""
+        return self._new(self._score_path(f"{key}.{GATE}", split), (rows,))
+
+    @staticmethod
+    def _new(path: Path, shape: tuple[int, ...]) -> np.memmap:
         try:
-            array = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(rows, classes))
+            array = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
             if hasattr(os, "posix_fallocate"):
                 # a mapped file that has no place on a full disk kills the process when it is written to; ask beforehand
                 with open(path, "r+b") as stream:
@@ -226,9 +248,8 @@ def _opened(path: Path) -> Any:
         raise RunError(f"{path}: cannot be read ({error}); delete it to train the head again") from error
 
 
-def _array(path: Path, dtype: type[np.generic], *, cure: Path) -> np.ndarray:
+def _array(path: Path, dtype: type[np.generic], *, cure: Path, dimensions: int) -> np.ndarray:
     """A stored array, memory-mapped; without the file ``cure`` the next training makes it anew."""
-    dimensions = 2 if dtype is np.float32 else 1
     try:
         found = np.load(path, mmap_mode="r", allow_pickle=False)
         if found.dtype != dtype or found.ndim != dimensions:

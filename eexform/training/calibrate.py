@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
 LOW, HIGH = 0.05, 20.0
@@ -25,6 +24,8 @@ def fit_temperature(scores: np.ndarray, labels: np.ndarray) -> float:
     Returns:
         A positive number; 1.0 where ``n`` is 0.
     """
+    from scipy.optimize import minimize_scalar  # slow to import, and only those who train need it
+
     if len(labels) == 0:
         return 1.0
 

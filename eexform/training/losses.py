@@ -27,10 +27,28 @@ def cross_entropy(scores: torch.Tensor, batch: Batch, smoothing: float) -> torch
     if batch.mix is None:
         return functional.cross_entropy(scores, labels, label_smoothing=smoothing)
     other, weight = batch.mix
+    mix = (torch.from_numpy(other), torch.from_numpy(weight))
+    return sample_cross_entropy(scores, labels, mix, smoothing).mean()
+
+
+def sample_cross_entropy(
+    scores: torch.Tensor, labels: torch.Tensor, mix: tuple[torch.Tensor, torch.Tensor] | None, smoothing: float
+) -> torch.Tensor:
+    """Cross-entropy of each sample with its label, [batch].
+
+    Args:
+        scores: logits, [batch, classes].
+        labels: int64 [batch].
+        mix: labels of the other samples (int64 [batch]) and the weight of a sample's own ([batch]), where blended.
+        smoothing: label smoothing, 0-1.
+    """
     first = functional.cross_entropy(scores, labels, label_smoothing=smoothing, reduction="none")
-    second = functional.cross_entropy(scores, torch.from_numpy(other), label_smoothing=smoothing, reduction="none")
-    share = torch.from_numpy(weight).to(scores.dtype)
-    return (share * first + (1 - share) * second).mean()
+    if mix is None:
+        return first
+    other, weight = mix
+    second = functional.cross_entropy(scores, other, label_smoothing=smoothing, reduction="none")
+    share = weight.to(scores.dtype)
+    return share * first + (1 - share) * second
 
 
 def head_loss(scores: torch.Tensor, teacher: torch.Tensor, batch: Batch, options: TrainOptions) -> torch.Tensor:
@@ -50,3 +68,42 @@ def head_loss(scores: torch.Tensor, teacher: torch.Tensor, batch: Batch, options
     if options.distill > 0:
         loss = loss + options.distill * distillation(scores, teacher, options.distill_temperature)
     return loss
+
+
+def balanced_bce(confidence: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """``½ (mean over right of -log c + mean over wrong of -log(1 - c))``: class-balanced binary cross-entropy.
+
+    Right and wrong answers weigh the same however few there are of one kind; where there is only one kind, its mean
+    alone. (Of NACHOS: binary cross-entropy with the weights ``n / 2 n_right`` and ``n / 2 n_wrong``.)
+
+    Args:
+        confidence: [batch] in [0, 1].
+        right: share to which each answer is right, [batch] in [0, 1]; gets no gradient.
+    """
+    right = right.detach().to(confidence.dtype)
+    # both logarithms are bounded by -100, as torch bounds them: a gate that is surely wrong has a finite loss
+    for_right = functional.binary_cross_entropy(confidence, torch.ones_like(confidence), reduction="none")
+    for_wrong = functional.binary_cross_entropy(confidence, torch.zeros_like(confidence), reduction="none")
+    shares = ((right, for_right), (1 - right, for_wrong))
+    kinds = [(share * each).sum() / share.sum() for share, each in shares if bool(share.any())]
+    return torch.stack(kinds).mean()
+
+
+def gate_loss(gate: torch.Tensor, scores: torch.Tensor, teacher: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """What a gate says against whether its head is right: :func:`balanced_bce`.
+
+    Args:
+        gate: what it says, [batch] in [0, 1].
+        scores: the head's logits, [batch, classes]; they get no gradient.
+        teacher: the trunk's final logits; without labels an answer is right where it is the trunk's.
+        batch: labels (``None`` in label-free mode); a mixed sample's answer is right to the share of its label.
+    """
+    answer = scores.detach().argmax(dim=1)
+    if batch.labels is None:
+        return balanced_bce(gate, answer == teacher.argmax(dim=1))
+    right = (answer == torch.from_numpy(batch.labels)).to(gate.dtype)
+    if batch.mix is not None:
+        other, weight = batch.mix
+        share = torch.from_numpy(weight).to(gate.dtype)
+        right = share * right + (1 - share) * (answer == torch.from_numpy(other)).to(gate.dtype)
+    return balanced_bce(gate, right)

@@ -20,6 +20,7 @@ from eexform.backends import ort
 from eexform.data.dataset import Batch, Dataset
 from eexform.errors import DataError, EexformError
 from eexform.heads import HeadSpec, head_graph, with_parameters
+from eexform.heads.build import GATE
 from eexform.ir.extract import graft
 from eexform.ir.graph import Graph
 from eexform.ir.sites import Site
@@ -27,10 +28,9 @@ from eexform.progress import Progress, Silent
 from eexform.training import checkpoint
 from eexform.training.bank import SPLITS, Bank, head_key
 from eexform.training.calibrate import fit_temperature, negative_log_likelihood
-from eexform.training.losses import head_loss
 from eexform.training.memory import step_memory
 from eexform.training.options import TrainOptions
-from eexform.training.student import Student
+from eexform.training.student import GivenHead, Student
 from eexform.training.threads import torch_threads
 
 EVALUATION_BATCH = 250
@@ -43,7 +43,7 @@ class TrainReport:
 
     Attributes:
         trained: number of heads trained now.
-        reused: number of heads that were in the bank already.
+        reused: number of heads that were in the bank already, or whose parameters were given.
         epochs: epochs after which training ended; those before an interruption count.
         seconds: wall time of the training loop.
         seconds_scoring: wall time of the passes that stored scores.
@@ -69,6 +69,7 @@ def train_bank(
     threads: int = 0,
     progress: Progress | None = None,
     answers: Mapping[str, np.ndarray] | None = None,
+    trained: Mapping[tuple[str, str], Mapping[str, np.ndarray]] | None = None,
 ) -> TrainReport:
     """Train the heads that the bank lacks, and store them with their scores.
 
@@ -83,6 +84,8 @@ def train_bank(
         progress: who is told.
         answers: in label-free mode, what counts as right per split (int64 [samples]; see :func:`trunk_answers`);
             by default the trunk's own answers do.
+        trained: parameters by (site, head text) of heads that were trained elsewhere: they are stored and scored, and
+            get a temperature, as they are.
 
     Raises:
         DataError: scores or inputs hold NaN.
@@ -94,6 +97,11 @@ def train_bank(
         _score_trunk(graph, dataset, bank, options, threads, show, answers)
     wanted = [(order, site, spec) for order, site in enumerate(sites) for spec in heads.get(site.value, ())]
     missing = [entry for entry in wanted if not bank.has(entry[1].value, str(entry[2]))]
+    known = trained or {}
+    given = [GivenHead(*entry, known[key]) for entry in missing if (key := (entry[1].value, str(entry[2]))) in known]
+    if given:
+        _score_heads(graph, dataset, given, bank, options, threads, show, 0)
+        missing = [entry for entry in missing if (entry[1].value, str(entry[2])) not in known]
     memory = step_memory(graph, sites, missing, options.batch_size)
     if not missing:
         checkpoint.discard(bank.folder)  # left behind by a process that was killed when the last head was stored
@@ -109,15 +117,15 @@ def train_bank(
     trunk_threads = max(1, threads // 2)
     with torch_threads(max(1, threads - trunk_threads)):
         epochs = _fit(graph, dataset, students, bank, options, trunk_threads, show)
-    trained = time.perf_counter()
+    fitted = time.perf_counter()
     _score_heads(graph, dataset, students, bank, options, threads, show, epochs)
     checkpoint.discard(bank.folder)
     return TrainReport(
         trained=len(students),
         reused=len(wanted) - len(missing),
         epochs=epochs,
-        seconds=trained - started,
-        seconds_scoring=time.perf_counter() - trained,
+        seconds=fitted - started,
+        seconds_scoring=time.perf_counter() - fitted,
         memory_bytes=memory,
     )
 
@@ -177,8 +185,7 @@ def _fit(
                 optimiser.zero_grad(set_to_none=True)
                 total = torch.zeros(())
                 for student in students:
-                    scores = student.module(features[student.site.value])
-                    total = total + head_loss(scores, teacher, batch, options)
+                    total = total + student.loss(features[student.site.value], teacher, batch, options)
                 total.backward()
                 optimiser.step()
                 for student in students:
@@ -253,11 +260,11 @@ def _stream(
         yield ort.run(session, batch.feeds, names), rows
 
 
-def _with_heads(graph: Graph, students: Sequence[Student]) -> tuple[Graph, list[str]]:
-    """The trunk with every student's head attached, as it will be deployed, and the names of their scores."""
+def _with_heads(graph: Graph, students: Sequence[Student | GivenHead]) -> tuple[Graph, list[str], list[str]]:
+    """The trunk with all heads as they will be deployed; names of their scores, and of their gates (empty: none)."""
     draft = graph.copy().gs
     values = {tensor.name: tensor for node in draft.nodes for tensor in node.outputs}
-    names = []
+    names, gates = [], []
     prefix = "head"
     while any(name.startswith(prefix) for name in (*graph.tensors, *graph.flow.nodes)):
         prefix += "_"  # the trunk has values or nodes of such names
@@ -267,16 +274,17 @@ def _with_heads(graph: Graph, students: Sequence[Student]) -> tuple[Graph, list[
         )
         head = with_parameters(head, student.parameters())
         feeds = {head.inputs[0]: values[student.site.value]}
-        output = graft(draft, head, feeds=feeds, prefix=f"{prefix}{place}.")[head.final]
-        draft.outputs.append(output)
-        names.append(output.name)
-    return graph.replace(draft), names
+        outputs = graft(draft, head, feeds=feeds, prefix=f"{prefix}{place}.")
+        draft.outputs += outputs.values()
+        names.append(outputs[head.final].name)
+        gates.append(outputs[GATE].name if GATE in outputs else "")
+    return graph.replace(draft), names, gates
 
 
 def _score_heads(
     graph: Graph,
     dataset: Dataset,
-    students: Sequence[Student],
+    students: Sequence[Student | GivenHead],
     bank: Bank,
     options: TrainOptions,
     threads: int,
@@ -289,19 +297,22 @@ def _score_heads(
     what the deployed network does.
     """
     for student in students:
-        student.load_best()
-    whole, outputs = _with_heads(graph, students)
+        if isinstance(student, Student):
+            student.load_best()
+    whole, outputs, gates = _with_heads(graph, students)
     session = ort.session(whole, threads=threads)
     keys = [head_key(student.site.value, str(student.spec)) for student in students]
+    named = list(zip(keys, outputs, gates, strict=True))
     with show.task("scoring heads", sum(dataset.size(split) for split in SPLITS)) as task:
         for split in SPLITS:
             rows = dataset.size(split)
-            stores = [bank.new_scores(key, split, rows, graph.num_classes) for key in keys]
-            for values, at in _stream(dataset, split, _evaluation_batch(options), session, outputs):
-                for name, store in zip(outputs, stores, strict=True):
+            stores = {name: bank.new_scores(key, split, rows, graph.num_classes) for key, name, _ in named}
+            stores |= {gate: bank.new_gates(key, split, rows) for key, _, gate in named if gate}
+            for values, at in _stream(dataset, split, _evaluation_batch(options), session, [*stores]):
+                for name, store in stores.items():
                     store[at] = values[name]
                 task.advance(at.stop - at.start)
-            for store in stores:
+            for store in stores.values():
                 store.flush()
     labels = np.asarray(bank.labels("calibrate"))
     for student, key in zip(students, keys, strict=True):
@@ -314,7 +325,7 @@ def _score_heads(
             order=student.order,
             temperature=temperature,
             epochs=epochs,
-            loss=student.best_loss,
+            loss=student.best_loss if isinstance(student, Student) else _loss(scores, labels, graph),
         )
 
 
@@ -376,6 +387,10 @@ def _score_trunk(
     calibrate = bank.final("calibrate")
     temperature = fit_temperature(calibrate, np.asarray(bank.labels("calibrate"))) if graph.scores == "logits" else 1.0
     bank.put_facts({"accuracy": accuracy, "samples": counted, "temperature": temperature, "scores": graph.scores})
+
+
+def _loss(scores: np.ndarray, labels: np.ndarray, graph: Graph) -> float:
+    return negative_log_likelihood(_as_logits(scores, graph), labels)
 
 
 def _as_logits(scores: np.ndarray, graph: Graph) -> np.ndarray:

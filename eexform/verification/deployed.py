@@ -70,6 +70,12 @@ class Deployed:
             files = [stage["file"] for stage in self._staged.manifest["stages"]]
             self.models = {name: _load(self.path / name) for name in files}
             described = self._staged.manifest.get("metadata", {})
+        elif self.path.suffix == ".pt2":
+            raise ModelError(
+                f"{self.path}: a .pt2 program is not opened here, because torch's loader may run code that such a file "
+                "holds; verify the form 'if' of the same plan, and compare a program that you wrote yourself with "
+                "eexform.to_torch(plan) as docs/pytorch.md shows"
+            )
         else:
             self.models = {self.path.name: _load(self.path)}
             described = {prop.key: prop.value for prop in self.model.metadata_props}
@@ -187,11 +193,12 @@ class Deployed:
             return Decisions(result.exit_index, result.scores, result.confidence)
         if self.form == "multi":
             found = ort.run(self._session if optimize else self._session_plain, feeds)
-            final, *exits = found.values()
             rules = self.exported.exits
+            final, *exits = list(found.values())[: 1 + len(rules)]
+            learned = [found.get(f"{CONFIDENCE}{place}") for place in range(len(rules))]
             if thresholds is not None:
                 rules = tuple(replace(rule, threshold=float(t)) for rule, t in zip(rules, thresholds, strict=True))
-            return decide(exits, final, rules, self.exported.scores)
+            return decide(exits, final, rules, self.exported.scores, learned)
         takes_thresholds = any(value.name == THRESHOLDS for value in self.model.graph.input)
         if thresholds is None and takes_thresholds:
             thresholds = [item.threshold for item in self.exported.exits]

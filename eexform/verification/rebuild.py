@@ -7,15 +7,18 @@ from the original and from the plan's text, so a head on the wrong site or with 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import onnx_graphsurgeon as gs
 
 from eexform.backends.metadata import Exported
 from eexform.errors import EexformError, VerificationError
 from eexform.heads import HeadSpec, fold_head, head_graph, with_parameters
+from eexform.heads.build import GATE
+from eexform.ir import measures
 from eexform.ir.emit import Emitter
 from eexform.ir.exits import Exit
 from eexform.ir.extract import graft
@@ -52,7 +55,21 @@ def trunk_of(against: Graph, exported: Exported) -> Graph:
     return graph
 
 
-def reference(trunk: Graph, exported: Exported, parameters: Mapping[str, np.ndarray]) -> Graph:
+@dataclass(frozen=True)
+class Reference:
+    """What an exported network is held against.
+
+    Attributes:
+        graph: trunk and heads, flat, with exits.
+        gates: per exit, the value that holds what its gate says; empty where its head has none. Confidences are
+            computed from these outside the network, so that a wrong sum of gates inside an exported one shows.
+    """
+
+    graph: Graph
+    gates: tuple[str, ...]
+
+
+def reference(trunk: Graph, exported: Exported, parameters: Mapping[str, np.ndarray]) -> Reference:
     """Trunk and heads as one flat graph with exits.
 
     Args:
@@ -61,19 +78,23 @@ def reference(trunk: Graph, exported: Exported, parameters: Mapping[str, np.ndar
         parameters: of the exported file, by name.
 
     Raises:
-        VerificationError: a site, a head or a parameter of the plan does not exist.
+        VerificationError: a site, a head or a parameter of the plan does not exist, or a measure does not go with its
+            head.
     """
     sites = find_sites(trunk, max_live=_ANY_LIVE)
     draft = trunk.copy().gs
     values = {tensor.name: tensor for node in draft.nodes for tensor in node.outputs}
     taken = {node.name for node in draft.nodes} | set(trunk.tensors)
-    scores = []
+    scores, gates = [], []
     for place, leaving in enumerate(exported.exits):
         head = _head(trunk, sites, leaving, place, parameters)
         prefix = f"verify{place}."
         while any(name.startswith(prefix) for name in taken):
             prefix = f"_{prefix}"
-        scores.append(graft(draft, head, feeds={head.inputs[0]: values[leaving.site]}, prefix=prefix)[head.final])
+        planted = graft(draft, head, feeds={head.inputs[0]: values[leaving.site]}, prefix=prefix)
+        scores.append(planted[head.final])
+        gates.append(planted.get(GATE))
+        _check_measure(leaving, place, gated=gates[-1] is not None)
     exits = exported.exits
     carry, final_temperature = _carry(exported)
     if carry:
@@ -86,9 +107,37 @@ def reference(trunk: Graph, exported: Exported, parameters: Mapping[str, np.ndar
         )
         emitter.rename(final, name)
         draft.outputs[0] = final
-    draft.outputs = [draft.outputs[0], *scores]
-    rewired = tuple(replace(item, logits=score.name) for item, score in zip(exits, scores, strict=True))
-    return trunk.replace(draft, exits=rewired)
+    sure = _confidences(Emitter(draft), exits, gates)
+    draft.outputs = [draft.outputs[0], *scores, *(value for value in sure if value is not None)]
+    rewired = tuple(
+        replace(item, logits=score.name, confidence=value.name if value is not None else "")
+        for item, score, value in zip(exits, scores, sure, strict=True)
+    )
+    said = tuple(gate.name if gate is not None else "" for gate in gates)
+    return Reference(trunk.replace(draft, exits=rewired), said)
+
+
+def _check_measure(leaving: Exit, place: int, *, gated: bool) -> None:
+    try:
+        learned = measures.is_learned(leaving.measure)
+    except EexformError as error:
+        raise VerificationError(f"exit {place} at {leaving.site!r}: {error}") from error
+    if learned != gated or gated != bool(leaving.confidence):
+        raise VerificationError(
+            f"exit {place} at {leaving.site!r}: measure {leaving.measure!r}, head {leaving.head!r} and confidence "
+            f"{leaving.confidence!r} do not go together; the plan in the file is damaged, export it again"
+        )
+
+
+def _confidences(
+    emitter: Emitter, exits: Sequence[Exit], gates: Sequence[gs.Variable | None]
+) -> list[gs.Variable | None]:
+    """The learned confidence of each exit, from its gate and the exit before; ``None`` where it has none."""
+    found: list[gs.Variable | None] = []
+    for place, (leaving, gate) in enumerate(zip(exits, gates, strict=True)):
+        scope, before = emitter.scoped(f"verify.sure{place}."), found[-1] if found else None
+        found.append(None if gate is None else measures.get_gate(leaving.measure).emit(scope, before, gate))
+    return found
 
 
 def _head(trunk: Graph, sites: SiteReport, leaving: Exit, place: int, parameters: Mapping[str, np.ndarray]) -> Graph:

@@ -9,6 +9,7 @@ import numpy as np
 
 from eexform.backends import ort
 from eexform.errors import DataError
+from eexform.ir import measures
 from eexform.ir.exits import Exit, Scores
 from eexform.ir.graph import Graph
 from eexform.ir.policy import Decisions, confidences, decide, near_ties
@@ -25,24 +26,26 @@ class Simulated:
         kind: what the scores hold.
         exit_scores: per exit, [n, classes].
         final: [n, classes].
+        learned: per exit, its learned confidence, [n]; ``None`` where it is read off the scores.
     """
 
     exits: tuple[Exit, ...]
     kind: Scores
     exit_scores: tuple[np.ndarray, ...]
     final: np.ndarray
+    learned: tuple[np.ndarray | None, ...] = ()
 
     def decisions(self) -> Decisions:
         """Who leaves where, and with what."""
-        return decide(self.exit_scores, self.final, self.exits, self.kind)
+        return decide(self.exit_scores, self.final, self.exits, self.kind, self.learned)
 
     def near_ties(self) -> np.ndarray:
         """[n] bool: samples whose exit rounding may change."""
-        return near_ties(self.exit_scores, self.exits, self.kind)
+        return near_ties(self.exit_scores, self.exits, self.kind, self.learned)
 
     def confidences(self) -> np.ndarray:
         """[exits, n]."""
-        return confidences(self.exit_scores, self.exits, self.kind)
+        return confidences(self.exit_scores, self.exits, self.kind, self.learned)
 
     def with_thresholds(self, thresholds: Sequence[float]) -> Simulated:
         """The same scores under another policy."""
@@ -51,25 +54,48 @@ class Simulated:
 
     def take(self, rows: np.ndarray) -> Simulated:
         """The samples ``rows``, in that order."""
-        return replace(self, exit_scores=tuple(scores[rows] for scores in self.exit_scores), final=self.final[rows])
+        return replace(
+            self,
+            exit_scores=tuple(scores[rows] for scores in self.exit_scores),
+            final=self.final[rows],
+            learned=tuple(row if row is None else row[rows] for row in self.learned),
+        )
 
 
-def simulate(graph: Graph, feeds: Feeds, *, batch: int = 32, threads: int = 1) -> Simulated:
+def simulate(graph: Graph, feeds: Feeds, *, gates: Sequence[str] = (), batch: int = 32, threads: int = 1) -> Simulated:
     """Run ``graph`` (flat, with exits as outputs) on all samples.
 
     Args:
         graph: a graph with exits.
         feeds: arrays by input, [n, ...].
+        gates: per exit, the value that holds what its gate says (empty: none). Given, learned confidences are computed
+            from them in numpy; else they are those that the graph itself computes.
         batch: samples per run.
         threads: of onnxruntime.
     """
-    session = ort.session(graph, threads=threads)
+    tapped = ort.tap(graph, [name for name in gates if name])
+    session = ort.session(tapped, threads=threads)
     parts = []
     for rows in chunks(samples_in(graph, feeds), batch):
         found = ort.run(session, take(graph, feeds, rows))
-        parts.append([found[name] for name in graph.outputs])
-    final, *exits = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return Simulated(graph.exits, graph.scores, tuple(exits), final)
+        parts.append([found[name] for name in tapped.outputs])
+    columns = (np.concatenate(column) for column in zip(*parts, strict=True))
+    whole = dict(zip(tapped.outputs, columns, strict=True))
+    scores = tuple(whole[item.logits] for item in graph.exits)
+    return Simulated(graph.exits, graph.scores, scores, whole[graph.final], _learned(graph.exits, whole, gates))
+
+
+def _learned(
+    exits: Sequence[Exit], values: Mapping[str, np.ndarray], gates: Sequence[str]
+) -> tuple[np.ndarray | None, ...]:
+    """Per exit its learned confidence: what the gates say, by the exits' measures, or the value in the graph."""
+    if not gates:
+        return tuple(values[item.confidence] if item.confidence else None for item in exits)
+    found: list[np.ndarray | None] = []
+    for item, gate in zip(exits, gates, strict=True):
+        before = found[-1] if found else None
+        found.append(measures.get_gate(item.measure).step(before, values[gate]) if gate else None)
+    return tuple(found)
 
 
 def samples_in(graph: Graph, feeds: Feeds) -> int:

@@ -17,7 +17,7 @@ from eexform.ir.graph import Graph
 from eexform.ir.policy import Decisions
 from eexform.verification.deployed import Deployed
 from eexform.verification.profile import unskipped
-from eexform.verification.rebuild import head_parameters, reference, trunk_of
+from eexform.verification.rebuild import Reference, head_parameters, reference, trunk_of
 from eexform.verification.simulate import Simulated, chunks, samples_in, simulate, take
 
 if TYPE_CHECKING:
@@ -145,10 +145,13 @@ class _Verifier:
         self._ask("thresholds", self._thresholds)
         self._ask("head parameters", self._digests)
         trunk = self._build("trunk", self._trunk)
-        flat = self._build("reference", lambda: self._reference(trunk)) if trunk is not None else None
+        made: list[Reference] = []
+        if trunk is not None:
+            self._ask("reference", lambda: self._reference(trunk, made))
+        flat = made[0].graph if made else None
         if flat is None:
             return
-        simulated = simulate(flat, self.feeds, threads=self.deployed.threads)
+        simulated = simulate(flat, self.feeds, gates=made[0].gates, threads=self.deployed.threads)
         self.ties = int(simulated.near_ties().sum())
         for size in BATCHES:
             self._ask(f"decisions at batch {size}", partial(self._decisions, simulated, size))
@@ -240,9 +243,9 @@ class _Verifier:
             )
         return trunk, True, f"digest {trunk.digest[:12]}..." if wanted else "the file names no trunk to compare with"
 
-    def _reference(self, trunk: Graph) -> tuple[Graph, bool, str]:
-        graph = reference(trunk, self.deployed.exported, self.deployed.parameters())
-        return graph, True, f"{len(graph.nodes)} nodes, rebuilt from the original and the heads' parameters"
+    def _reference(self, trunk: Graph, made: list[Reference]) -> tuple[bool, str]:
+        made.append(reference(trunk, self.deployed.exported, self.deployed.parameters()))
+        return True, f"{len(made[0].graph.nodes)} nodes, rebuilt from the original and the heads' parameters"
 
     # -- behaviour ----------------------------------------------------------------------------------------------------
 

@@ -70,7 +70,7 @@ def _extra_output(draft: gs.Graph) -> None:
         (_twice_produced, "produced more than once"),
         (_no_output, "no output"),
         (_lost_output, "'lost': nothing produces it"),
-        (_extra_output, "expected the final scores and one per exit"),
+        (_extra_output, "expected the final scores, those of every exit"),
     ],
 )
 def test_structure(graph: Graph, damage: Callable[[gs.Graph], None], message: str) -> None:
@@ -84,7 +84,7 @@ def test_exits(graph: Graph) -> None:
     value = graph.nodes[0].outputs[0].name
     with pytest.raises(GraphError, match="site 'absent' is not in the graph"):
         check(graph.replace(exits=[Exit("absent", "none/avg", value)]))
-    with pytest.raises(GraphError, match="expected the final scores and one per exit"):
+    with pytest.raises(GraphError, match="expected the final scores, those of every exit"):
         check(graph.replace(exits=[Exit(value, "none/avg", value)]))
     with pytest.raises(GraphError, match=r"parameters \['w'\] are not in the graph"):
         check(graph.replace(exits=[Exit(value, "none/avg", value, parameters=("w",))]))

@@ -11,6 +11,7 @@ import pytest
 from eexform.errors import DataError, GraphError, OptionError
 from eexform.ir import measures
 from eexform.ir.emit import Emitter
+from eexform.ir.policy import emit_gates
 
 MEASURES = ("entropy", "margin", "max_prob")
 
@@ -139,3 +140,67 @@ def test_emitter_names_are_unique_and_prefixed():
     with pytest.raises(GraphError, match="has that name already"):
         emitter.rename(first, "e.max_prob")
     assert emitter.rename(first, "confidence").name == "confidence"
+
+
+def path(count: int, samples: int = 4000, seed: int = 3) -> list[np.ndarray]:
+    """Gates of an exit each, extremes included."""
+    rng = np.random.default_rng(seed)
+    gates = [rng.beta(0.6, 0.6, samples).astype(np.float32) for _ in range(count)]
+    for gate in gates:
+        gate[:3] = 0, 1, 1e-7
+    return gates
+
+
+def accumulated(gates: list[np.ndarray], measure: str) -> list[np.ndarray]:
+    inputs = [gs.Variable(f"c{place}", np.float32, ["N"]) for place in range(len(gates))]
+    draft = gs.Graph(inputs=inputs, opset=20)
+    emitter = Emitter(draft)
+    found = emit_gates(emitter, inputs, measure)
+    draft.outputs = [emitter.node("Identity", value, shape=["N"]) for value in found]
+    model = gs.export_onnx(draft)
+    model.ir_version = 10
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return session.run(None, {value.name: gate for value, gate in zip(inputs, gates, strict=True)})
+
+
+def test_a_gate_speaks_for_itself():
+    gates = path(3)
+    for ours, theirs, gate in zip(
+        measures.get_gate("gate").accumulate(gates), accumulated(gates, "gate"), gates, strict=True
+    ):
+        np.testing.assert_array_equal(ours, gate)
+        np.testing.assert_array_equal(theirs, gate)
+
+
+def test_stick_breaking_is_the_product_formula_in_both_forms():
+    gates = path(8)
+    ours, theirs = measures.get_gate("stick").accumulate(gates), accumulated(gates, "stick")
+    for place in range(8):
+        product = np.prod([1 - gate.astype(np.float64) for gate in gates[: place + 1]], axis=0)
+        np.testing.assert_allclose(ours[place], 1 - product, atol=1e-6)
+        np.testing.assert_allclose(ours[place], theirs[place], atol=1e-6)
+        # the same operations in the same order: thresholds decide alike
+        for threshold in np.float32([0.1, 0.5, 0.9, 0.999]):
+            assert ((ours[place] >= threshold) == (theirs[place] >= threshold)).all()
+        assert ours[place].dtype == np.float32
+        assert ours[place].min() >= 0
+        assert ours[place].max() <= 1
+        if place:
+            assert (ours[place] >= ours[place - 1]).all()
+
+
+def test_gates_are_numbers_between_0_and_1():
+    for wrong in ([0.5, np.nan], [0.5, 1.5], [[0.5]], [-0.1]):
+        with pytest.raises(DataError, match=r"one number 0\.\.1 per sample"):
+            measures.get_gate("stick").accumulate([np.array(wrong, np.float32)])
+
+
+def test_the_two_kinds_of_measures():
+    assert measures.of_kind(learned=True) == ("gate", "stick")
+    assert set(MEASURES) <= set(measures.of_kind(learned=False))
+    assert measures.is_learned("stick")
+    assert not measures.is_learned("max_prob")
+    with pytest.raises(OptionError, match=r"reads what a head's gate says, not its scores.*entropy, margin, max_prob"):
+        measures.get("gate")
+    with pytest.raises(OptionError, match="reads scores; heads with /gate take one of gate, stick"):
+        measures.get_gate("margin")

@@ -8,6 +8,7 @@ from functools import cache
 import numpy as np
 
 from eexform.frontends.onnx import from_model
+from eexform.ir import measures
 from eexform.ir.graph import Graph
 from eexform.ir.sites import Site, find_sites
 from eexform.passes import PassContext
@@ -43,10 +44,11 @@ def with_exits(
 def attach(
     graph: Graph, chosen: Sequence[Site], *, carry: float = 0.0, measure: str = "max_prob", threshold: float = 0.5
 ) -> Graph:
-    """``graph`` with an untrained exit at each of the sites."""
+    """``graph`` with an untrained exit at each of the sites; heads have a gate where the measure reads gates."""
+    gate = "/gate" if measures.is_learned(measure) else ""
     step = InsertExits(
         sites=tuple(site.value for site in chosen),
-        heads={site.value: f"none/{POOLS[site.kind]}" for site in chosen},
+        heads={site.value: f"none/{POOLS[site.kind]}" + gate for site in chosen},
         thresholds=dict.fromkeys((site.value for site in chosen), threshold),
         measure=measure,
         carry=carry,

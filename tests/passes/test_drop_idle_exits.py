@@ -85,7 +85,7 @@ def test_exits_that_later_ones_build_on_stay() -> None:
     graph = with_exits(carry=0.5)
     result = make("drop_idle_exits")(graph, PassContext(exit_rates=(0.0, 0.0, 1.0)))
     assert not result.changed
-    assert {skip.why for skip in result.skipped} == {"later exits build on its scores (carry)"}
+    assert {skip.why for skip in result.skipped} == {"later exits build on what it says (carry, stick)"}
 
 
 def test_what_is_not_known_is_said() -> None:

@@ -168,3 +168,52 @@ def test_a_store_of_another_trunk_is_refused() -> None:
     graph, other = graph_of(CHAIN), graph_of(CHAIN, seed=9)
     with pytest.raises(OptionError, match="were trained on trunk"):
         insert()(graph, PassContext(heads=store_of(other)))
+
+
+# -- gates ------------------------------------------------------------------------------------------------------------
+
+GATED = {site: f"{text}/gate" for site, text in HEADS.items()}
+
+
+@pytest.mark.parametrize("carry", [0.0, 0.5])
+def test_gates_say_how_sure_an_exit_is(carry: float) -> None:
+    graph = graph_of(CHAIN)
+    plain = insert(untrained=True, carry=carry)(graph, PassContext(seed=3)).graph
+    own = insert(untrained=True, carry=carry, heads=GATED, measure="gate")(graph, PassContext(seed=3)).graph
+    stick = insert(untrained=True, carry=carry, heads=GATED, measure="stick")(graph, PassContext(seed=3)).graph
+    assert [item.confidence for item in own.exits] == ["exit0.gate", "exit1.gate"]
+    assert own.outputs == (*plain.outputs, "exit0.gate", "exit1.gate")
+    assert stick.outputs == (*plain.outputs, *(item.confidence for item in stick.exits))
+    assert all({f"exit{i}.gate.weight", f"exit{i}.gate.bias"} < set(own.exits[i].parameters) for i in (0, 1))
+    feeds = feeds_of(graph)
+    scores, gates, sticks = ([*run(each, feeds).values()] for each in (plain, own, stick))
+    for ours, theirs in zip(gates[:3], scores, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    first, second = gates[3:]
+    np.testing.assert_array_equal(sticks[3], first)
+    np.testing.assert_allclose(sticks[4], 1 - (1 - first) * (1 - second), atol=1e-6)
+
+
+def test_a_plan_without_gates_is_written_as_before() -> None:
+    after = insert(untrained=True)(graph_of(CHAIN), PassContext()).graph
+    assert all("confidence" not in item.to_json() for item in after.exits)
+    gated = insert(untrained=True, heads=GATED, measure="gate")(graph_of(CHAIN), PassContext()).graph
+    for item in gated.exits:
+        assert type(item).from_json(item.to_json()) == item
+
+
+@pytest.mark.parametrize(
+    ("heads", "measure", "message"),
+    [
+        (
+            GATED,
+            "max_prob",
+            r"'max_prob' reads scores, and the head 'conv:1x4/avg/s2/gate' at 'r1' has a gate: take it",
+        ),
+        (HEADS, "stick", r"'stick' reads gates, and the head 'conv:1x4/avg/s2' at 'r1' has none: take '.*/s2/gate'"),
+        ({**GATED, "r1": HEADS["r1"]}, "gate", r"'gate' reads gates, and the head 'conv:1x4/avg/s2' at 'r1' has none"),
+    ],
+)
+def test_heads_and_measure_go_together(heads: dict[str, str], measure: str, message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        insert(heads=heads, measure=measure)

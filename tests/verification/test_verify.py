@@ -16,13 +16,16 @@ from eexform.backends.protos import subgraphs
 from eexform.backends.rebatch import Scope
 from eexform.errors import DataError, ModelError, VerificationError
 from eexform.files import file_sha256
+from eexform.frontends.onnx import from_model
 from eexform.passes import PassContext
 from eexform.passes.fold_batch_norm import FoldBatchNorm
 from eexform.passes.insert_exits import InsertExits
 from eexform.passes.lower import Lower
+from eexform.verification.simulate import simulate
 from eexform.verification.verify import Report, verify
 from tests import zoo
 from tests.lowering import nets
+from tests.text import model, normal
 
 SAMPLES = 40
 
@@ -373,3 +376,20 @@ def test_a_damaged_plan_is_a_failed_check(exported, plan, what):
     report = check(exported)
     failed(report)
     assert what in report.checks[-1].detail
+
+
+@pytest.mark.parametrize("form", ["if", "stages"])
+def test_a_first_state_of_zeros_is_work_that_is_needed(form, tmp_path):
+    """A recurrent cell multiplies its first state, which no sample has a say in; that is not behind the exit."""
+    text = """size = Shape<start=0, end=1>(x) shape = Concat<axis=0>(size, width) h0 = ConstantOfShape(shape)
+              a = MatMul(h0, w) b = MatMul(x, w) c = Add(a, b) h1 = Tanh(c)
+              d = MatMul(h1, w) e = MatMul(x, v) f = Add(d, e) h2 = Tanh(f) g = MatMul(h2, w) h3 = Relu(g)
+              y = Gemm(h3, out)"""
+    weights = {"w": normal(4, 4), "v": normal(4, 4, seed=1), "out": normal(4, 3, seed=2), "width": np.array([4])}
+    trunk = from_model(model(text, weights))
+    assert trunk.flow.producer["a"] in trunk.flow.shape_nodes
+    graph = nets.attach(trunk, [site for site in nets.find_sites(trunk).sites if site.value in ("h1", "h2")])
+    assert len(graph.exits) == 2
+    samples = {"x": normal(20, 4, seed=3)}
+    graph = nets.set_thresholds(graph, nets.spread(simulate(graph, samples)))
+    verify(export(graph, tmp_path / "out", form), trunk, samples).require()
