@@ -18,9 +18,12 @@ from eexform._version import __version__
 
 if TYPE_CHECKING:
     from eexform.backends.export import export
+    from eexform.backends.multi_exit import to_torch
+    from eexform.backends.write_back import write_back
     from eexform.data import Preprocess, load_dataset, open_dataset
     from eexform.errors import EexformError
-    from eexform.frontends.onnx import from_model, load
+    from eexform.frontends.door import load
+    from eexform.frontends.onnx import from_model
     from eexform.heads import HeadSpec
     from eexform.ir.graph import Graph
     from eexform.ir.serialize import save
@@ -34,7 +37,9 @@ if TYPE_CHECKING:
     from eexform.search.driver import search
     from eexform.search.limits import Limits
     from eexform.search.options import SearchOptions
+    from eexform.search.retrain import train
     from eexform.search.run import Run, open_run
+    from eexform.training.finetune_options import FinetuneOptions
     from eexform.training.options import TrainOptions
     from eexform.verification.bench import bench
     from eexform.verification.verify import verify
@@ -42,6 +47,7 @@ if TYPE_CHECKING:
 # Loaded when first used: `import eexform` stays light, and a deployment that only runs staged networks needs no torch.
 _HOME = {
     "EexformError": "eexform.errors",
+    "FinetuneOptions": "eexform.training.finetune_options",
     "Graph": "eexform.ir.graph",
     "HeadSpec": "eexform.heads",
     "Limits": "eexform.search.limits",
@@ -57,7 +63,7 @@ _HOME = {
     "find_sites": "eexform.ir.sites",
     "from_model": "eexform.frontends.onnx",
     "inspect": "eexform.report.inspect",
-    "load": "eexform.frontends.onnx",
+    "load": "eexform.frontends.door",
     "load_dataset": "eexform.data",
     "open_dataset": "eexform.data",
     "open_run": "eexform.search.run",
@@ -65,11 +71,15 @@ _HOME = {
     "quickstart": "eexform.report.quickstart",
     "save": "eexform.ir.serialize",
     "search": "eexform.search.driver",
+    "to_torch": "eexform.backends.multi_exit",
+    "train": "eexform.search.retrain",
     "verify": "eexform.verification.verify",
+    "write_back": "eexform.backends.write_back",
 }
 
 __all__ = [
     "EexformError",
+    "FinetuneOptions",
     "Graph",
     "HeadSpec",
     "Limits",
@@ -94,7 +104,10 @@ __all__ = [
     "quickstart",
     "save",
     "search",
+    "to_torch",
+    "train",
     "verify",
+    "write_back",
 ]
 
 

@@ -12,8 +12,9 @@ from eexform.backends.lower_stages import save_stages
 from eexform.errors import OptionError, suggest
 from eexform.ir.graph import Graph
 
-Form = Literal["if", "stages", "multi"]
+Form = Literal["if", "stages", "multi", "torch"]
 FORMS: tuple[Form, ...] = ("if", "stages", "multi")
+"""Those that are ONNX; beside them there is ``torch``."""
 
 
 def export(graph: Graph, path: str | Path, form: str = "if", *, thresholds_as_input: bool = False) -> Path:
@@ -22,7 +23,8 @@ def export(graph: Graph, path: str | Path, form: str = "if", *, thresholds_as_in
     Args:
         graph: a graph with exits.
         path: the file; for ``stages`` the folder.
-        form: ``if`` (one file that skips work), ``stages`` (one file per block), ``multi`` (all scores, no decisions).
+        form: ``if`` (one file that skips work), ``stages`` (one file per block), ``multi`` (all scores, no decisions),
+            ``torch`` (a ``.pt2`` program of ``torch.export`` that skips work).
         thresholds_as_input: with ``if``: expose the thresholds as an input instead of baking them in.
 
     Returns:
@@ -33,12 +35,17 @@ def export(graph: Graph, path: str | Path, form: str = "if", *, thresholds_as_in
         GraphError: the graph cannot be lowered to this form; the message says why.
         StorageError: it cannot be written.
     """
-    if form not in FORMS:
-        raise OptionError(f"form {form!r} does not exist: {suggest(form, FORMS)}")
+    every = (*FORMS, "torch")
+    if form not in every:
+        raise OptionError(f"form {form!r} does not exist: {suggest(form, every)}")
     if thresholds_as_input and form != "if":
         raise OptionError(f"thresholds as an input exist in the form 'if' only, not in {form!r}")
     if form == "stages":
         save_stages(graph, path)
+    elif form == "torch":
+        from eexform.backends.torch_export import save_torch  # torch is slow to import, and no other form needs it
+
+        save_torch(graph, path)
     elif form == "multi":
         protos.save(lower_multi(graph), path)
     else:
