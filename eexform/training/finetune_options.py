@@ -1,0 +1,163 @@
+"""How a trunk and its heads are trained together."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from eexform.errors import OptionError, need, suggest
+
+STRATEGIES = ("frozen", "joint", "mixed", "heads-then-joint")
+OPTIMISERS = ("sgd", "adamw")
+SCHEDULES = ("one-cycle", "cosine", "linear", "constant")
+AMP = ("auto", "off", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Some epochs in a row that train the same parameters.
+
+    Attributes:
+        name: ``heads`` or ``trunk and heads``.
+        start: first epoch, from 0.
+        stop: the epoch behind the last.
+        heads_only: whether the trunk stands still, its batch-normalisation statistics included.
+    """
+
+    name: str
+    start: int
+    stop: int
+    heads_only: bool
+
+    @property
+    def epochs(self) -> int:
+        return self.stop - self.start
+
+
+@dataclass(frozen=True)
+class FinetuneOptions:
+    """Settings of :func:`eexform.training.finetune.finetune`.
+
+    Attributes:
+        strategy: ``frozen``: the heads go on learning, the trunk stands still. ``joint``: trunk and heads go on from
+            where they are. ``mixed``: the trunk as it is, the heads start anew, everything is trained at once (Kubaty
+            et al. 2024). ``heads-then-joint``: the heads start anew and learn alone for ``head_epochs``, then
+            everything is trained.
+        epochs: passes over head-train in all, those for the heads alone included.
+        head_epochs: of ``heads-then-joint``: the first epochs, which train the heads alone.
+        batch_size: samples per step.
+        optimiser: ``sgd`` or ``adamw`` (of ``torch.optim``).
+        learning_rate: peak for the heads.
+        trunk_learning_rate: peak for the trunk.
+        momentum: of ``sgd``.
+        nesterov: whether ``sgd`` looks ahead.
+        weight_decay: of parameters with more than one axis; scales, shifts and biases are not decayed.
+        schedule: of the learning rates over the steps of a phase: ``one-cycle`` (torch's, cosine up and down),
+            ``cosine`` or ``linear`` down to zero after a linear warm-up, or ``constant`` after the warm-up.
+        warmup: share of a phase's steps spent warming up.
+        clip: the gradient's norm is cut to this; 0 is off.
+        ema: decay of an exponential moving average of the parameters, which is then what is evaluated and kept; 0 is
+            off. The first steps average over fewer: the decay is at most ``(1 + step) / (10 + step)``.
+        patience: training stops when the loss on calibrate has not improved for this many epochs of the last phase; 0:
+            never.
+        amp: arithmetic of the forward pass: ``off`` (float32), ``bfloat16``, ``float16``, or ``auto``: half precision
+            on CUDA, bfloat16 for convolutional networks on CPUs that compute with it, else float32. Parameters and
+            losses are float32 whatever it is.
+        losses: terms of the loss (entry-point group ``eexform.losses``), written NAME:SETTING=VALUE,SETTING=VALUE.
+        exit_weights: how much each exit counts in sums over the exits: ``uniform``, ``linear``, ``cost``, or numbers
+            ``0.5/0.5/1``, the final exit's last.
+        label_smoothing: of the cross-entropies.
+        seed: of new heads, order and augmentation.
+    """
+
+    strategy: str = "joint"
+    epochs: int = 10
+    head_epochs: int = 2
+    batch_size: int = 128
+    optimiser: str = "sgd"
+    learning_rate: float = 0.05
+    trunk_learning_rate: float = 0.02
+    momentum: float = 0.9
+    nesterov: bool = True
+    weight_decay: float = 5e-4
+    schedule: str = "cosine"
+    warmup: float = 0.05
+    clip: float = 5.0
+    ema: float = 0.0
+    patience: int = 0
+    amp: str = "auto"
+    losses: tuple[str, ...] = ("cross_entropy", "distill:weight=0.5,temperature=2")
+    exit_weights: str = "uniform"
+    label_smoothing: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        def check(holds: bool, text: str) -> None:
+            need(holds, text, OptionError)
+
+        def choose(name: str, choices: tuple[str, ...]) -> None:
+            value = getattr(self, name)
+            check(value in choices, f"{name}: {value!r} is not a choice: {suggest(str(value), choices)}")
+
+        choose("strategy", STRATEGIES)
+        choose("optimiser", OPTIMISERS)
+        choose("schedule", SCHEDULES)
+        choose("amp", AMP)
+        check(self.epochs >= 1, f"epochs: {self.epochs} must be at least 1")
+        if self.strategy == "heads-then-joint":
+            within = 1 <= self.head_epochs < self.epochs
+            check(within, f"head_epochs: {self.head_epochs} must be at least 1 and below the epochs ({self.epochs})")
+        check(self.batch_size >= 2, f"batch_size: {self.batch_size} must be at least 2 (batch normalisation)")
+        for name in ("learning_rate", "trunk_learning_rate"):
+            check(0 < getattr(self, name) < float("inf"), f"{name}: {getattr(self, name)} must be a positive number")
+        check(0 <= self.momentum < 1, f"momentum: {self.momentum} must be in [0, 1)")
+        check(self.weight_decay >= 0, f"weight_decay: {self.weight_decay} must not be negative")
+        check(0 <= self.warmup < 1, f"warmup: {self.warmup} must be in [0, 1)")
+        check(self.clip >= 0, f"clip: {self.clip} must not be negative")
+        check(0 <= self.ema < 1, f"ema: {self.ema} must be in [0, 1)")
+        check(self.patience >= 0, f"patience: {self.patience} must not be negative")
+        check(0 <= self.label_smoothing < 1, f"label_smoothing: {self.label_smoothing} must be in [0, 1)")
+        check(self.seed >= 0, f"seed: {self.seed} must not be negative")
+        check(bool(self.losses) and not isinstance(self.losses, str), "losses: expected a list of at least one term")
+        object.__setattr__(self, "losses", tuple(self.losses))
+        from eexform.training import objectives  # it needs torch, which options alone do not
+
+        for text in self.losses:
+            objectives.parse(text)
+        if self.exit_weights not in ("uniform", "linear", "cost"):
+            objectives.parse_weights(self.exit_weights)
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        """What is trained when, in order."""
+        if self.strategy == "frozen":
+            return (Phase("heads", 0, self.epochs, heads_only=True),)
+        start = self.head_epochs if self.strategy == "heads-then-joint" else 0
+        alone = (Phase("heads", 0, start, heads_only=True),) if start else ()
+        return (*alone, Phase("trunk and heads", start, self.epochs, heads_only=False))
+
+    @property
+    def new_heads(self) -> bool:
+        """Whether the heads start anew."""
+        return self.strategy in ("mixed", "heads-then-joint")
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "losses": list(self.losses)}
+
+    @classmethod
+    def from_json(cls, plain: dict[str, Any]) -> FinetuneOptions:
+        """Inverse of :meth:`to_json`.
+
+        Raises:
+            OptionError: unknown settings or values.
+        """
+        unknown = sorted(set(plain) - set(cls.__dataclass_fields__))
+        need(not unknown, f"settings of fine-tuning: {unknown} are not known", OptionError)
+        return cls(**{**plain, **({"losses": tuple(plain["losses"])} if "losses" in plain else {})})
+
+    @property
+    def digest(self) -> str:
+        """sha-256 of the settings."""
+        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,257 @@
+"""What a loss term is, what it may look at, and how it is found by name.
+
+A training step of a multi-exit network minimises the sum of some terms; each is a small frozen dataclass registered in
+the entry-point group ``eexform.losses``, and written as text like a cost model: ``distill:weight=0.5,temperature=2``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from eexform import plugins
+from eexform.errors import EexformError, OptionError
+from eexform.tunables import check_parameters, describe_fields, missing_parameters, parameter
+
+GROUP = "eexform.losses"
+
+NEEDS = {
+    "labels": "needs labels, and the data set has none: without labels, learn from the trunk's answers (distill)",
+    "gates": "needs a learned confidence at every exit: use heads with a gate (.../gate)",
+    "teacher": "needs the original trunk's scores, and none were given",
+    "support": "needs the accuracy of every exit on every class, and it was not measured",
+    "measured": "needs the confidence and the threshold of every exit, and they were not given",
+}
+"""What a term may need beyond the exits' scores, and what is said where it is missing."""
+
+
+@dataclass(frozen=True)
+class ExitBatch:
+    """What the terms look at: the outputs of all exits on one batch.
+
+    ``B`` samples, ``K`` classes, ``E`` early exits; exit ``E``, the last, is the final one.
+
+    Attributes:
+        logits: scores of each exit, ``E + 1`` tensors [B, K] in the order in which a sample meets them, final last.
+        path_costs: [E + 1]: what a sample pays that leaves at exit i, every head passed included, relative to the
+            trunk alone (1.0).
+        weights: [E + 1]: how much each exit counts in terms that are sums over the exits.
+        labels: int64 [B]; ``None`` in label-free mode.
+        mix: where samples were blended, the other samples' labels (int64 [B]) and the weight of their own ([B], 0..1).
+        smoothing: label smoothing of the cross-entropies.
+        teacher: logits of the original trunk on the same inputs, [B, K], without gradient.
+        confidences: per early exit its own learned confidence c_i in (0, 1), [B], or ``None`` where it has no gate.
+        measured: per early exit the confidence its policy compares with the threshold, [B], without gradient.
+        thresholds: per early exit; infinite where a sample never (always) leaves.
+        support: [E, K]: accuracy of each early exit on each class, measured on held-out samples (calibrate) with the
+            parameters as they were when the epoch began.
+    """
+
+    logits: tuple[torch.Tensor, ...]
+    path_costs: torch.Tensor
+    weights: torch.Tensor
+    labels: torch.Tensor | None = None
+    mix: tuple[torch.Tensor, torch.Tensor] | None = None
+    smoothing: float = 0.0
+    teacher: torch.Tensor | None = None
+    confidences: tuple[torch.Tensor | None, ...] = ()
+    measured: tuple[torch.Tensor, ...] = ()
+    thresholds: tuple[float, ...] = ()
+    support: torch.Tensor | None = None
+
+    def __post_init__(self) -> None:
+        exits = len(self.logits)
+        for name in ("path_costs", "weights"):
+            found = tuple(getattr(self, name).shape)
+            if found != (exits,):
+                raise OptionError(f"{name}: expected one number for each of {exits} exits, found shape {list(found)}")
+
+    @property
+    def gates(self) -> tuple[torch.Tensor, ...]:
+        """The learned confidences of all early exits, [B] each; for terms that need ``gates``."""
+        found = tuple(confidence for confidence in self.confidences if confidence is not None)
+        if len(found) != len(self.logits) - 1:
+            raise OptionError(NEEDS["gates"])
+        return found
+
+    def has(self, need: str) -> bool:
+        """Whether what a term needs, a key of :data:`NEEDS`, is there."""
+        early = len(self.logits) - 1
+        if need == "gates":
+            return len(self.confidences) == early and all(each is not None for each in self.confidences)
+        if need == "measured":
+            return len(self.measured) == early == len(self.thresholds)
+        return getattr(self, need) is not None
+
+
+@dataclass(frozen=True)
+class Loss(ABC):
+    """One term; registered in the entry-point group ``eexform.losses``.
+
+    Fields (``parameter(...)``) are its settings. :meth:`value` is differentiable in the exits' scores and learned
+    confidences, a mean over the batch, and finite wherever those are.
+    """
+
+    name: ClassVar[str]
+
+    weight: float = parameter(default=1.0, help="factor of the term in the sum")
+
+    def __post_init__(self) -> None:
+        if not 0 < self.weight < float("inf"):
+            raise OptionError(f"weight: {self.weight} must be a positive number")
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What must be there, as keys of :data:`NEEDS`."""
+        return ()
+
+    @abstractmethod
+    def value(self, batch: ExitBatch) -> torch.Tensor:
+        """The term without its weight, a scalar."""
+
+    def __call__(self, batch: ExitBatch) -> torch.Tensor:
+        """The term times its weight.
+
+        Raises:
+            OptionError: something that it needs is missing.
+        """
+        for need in self.needs:
+            if not batch.has(need):
+                raise OptionError(f"loss {self.name!r} {NEEDS[need]}")
+        return self.weight * self.value(batch)
+
+    @classmethod
+    def summary(cls) -> str:
+        """First line of the docstring."""
+        return (cls.__doc__ or "").strip().splitlines()[0] if cls.__doc__ else ""
+
+
+def names() -> tuple[str, ...]:
+    """Every registered term, sorted."""
+    return plugins.names(GROUP)
+
+
+def get(name: str) -> type[Loss]:
+    """The term registered as ``name``.
+
+    Raises:
+        OptionError: there is none, or what is registered is no loss term.
+    """
+    found = plugins.load(GROUP, name)
+    if not (isinstance(found, type) and issubclass(found, Loss) and dataclasses.is_dataclass(found)):
+        raise OptionError(
+            f"loss {name!r} from {plugins.origin(GROUP, name)} is not a dataclass derived from "
+            "eexform.training.objectives.Loss"
+        )
+    return found
+
+
+def make(name: str, /, **settings: Any) -> Loss:
+    """The term ``name`` with these settings.
+
+    Raises:
+        OptionError: unknown term or setting, value of the wrong kind or out of range, or a required one is missing.
+    """
+    cls = get(name)
+    checked = check_parameters(cls, f"loss {name!r}", settings)
+    absent = missing_parameters(cls, checked)
+    if absent:
+        raise OptionError(f"loss {name!r} needs a value for " + ", ".join(map(repr, absent)))
+    try:
+        return cls(**checked)
+    except EexformError as error:
+        raise OptionError(f"loss {name!r}: {error}") from error
+
+
+def parse(text: str) -> Loss:
+    """The term written as on the command line: ``cross_entropy``, or ``distill:weight=0.5,temperature=2``.
+
+    Raises:
+        OptionError: not written like that, or as for :func:`make`.
+    """
+    name, _, rest = text.partition(":")
+    settings: dict[str, Any] = {}
+    for part in filter(None, rest.split(",")):
+        key, equals, value = part.partition("=")
+        if not equals:
+            raise OptionError(f"{text!r}: {part!r} is no setting; write NAME:SETTING=VALUE,SETTING=VALUE")
+        try:
+            settings[key.strip()] = json.loads(value)
+        except ValueError:
+            settings[key.strip()] = value
+    return make(name.strip(), **settings)
+
+
+def listing() -> list[dict[str, Any]]:
+    """What is registered: name, summary, distribution, settings, error (``None`` where it could be loaded)."""
+    found: list[dict[str, Any]] = []
+    for name in names():
+        entry: dict[str, Any] = {
+            "name": name,
+            "summary": "",
+            "distribution": plugins.origin(GROUP, name),
+            "settings": [],
+            "error": None,
+        }
+        try:
+            cls = get(name)
+        except EexformError as error:
+            entry["error"] = str(error)
+        else:
+            entry["summary"] = cls.summary()
+            entry["settings"] = [
+                {key: value for key, value in described.items() if key not in ("tunable", "domain")}
+                for described in describe_fields(cls)
+            ]
+        found.append(entry)
+    return found
+
+
+def exit_weights(given: str | Sequence[float], costs: Sequence[float]) -> tuple[float, ...]:
+    """How much each exit counts, final last.
+
+    Args:
+        given: ``uniform``; ``linear`` (exit i counts i + 1, so later exits more); ``cost`` (in proportion to what the
+            path to it costs); or the numbers themselves, as a sequence or as text with ``/`` between them. The named
+            ones are scaled to mean 1, so that a head learns at the same pace however many others there are.
+        costs: path cost of each exit.
+
+    Raises:
+        OptionError: an unknown name, or not one non-negative number per exit.
+    """
+    exits = len(costs)
+    named = {"uniform": [1.0] * exits, "linear": [place + 1.0 for place in range(exits)], "cost": list(costs)}
+    if isinstance(given, str) and given in named:
+        total = sum(named[given])
+        return tuple(exits * weight / total for weight in named[given])
+    numbers = parse_weights(given)
+    if len(numbers) != exits:
+        raise OptionError(f"exit weights: expected {exits} numbers, the final exit's last, found {len(numbers)}")
+    return numbers
+
+
+def parse_weights(given: str | float | Sequence[float]) -> tuple[float, ...]:
+    """The numbers of an explicit list of exit weights.
+
+    Raises:
+        OptionError: they are none, negative, not finite or all zero.
+    """
+    if isinstance(given, str):
+        parts: Sequence[Any] = given.split("/")
+    else:
+        parts = given if isinstance(given, Sequence) else (given,)
+    try:
+        numbers = tuple(float(part) for part in parts)
+    except (TypeError, ValueError):
+        raise OptionError(
+            f"exit weights: {given!r} is neither uniform, linear or cost, nor numbers such as 0.5/0.5/1"
+        ) from None
+    if not all(0 <= number < float("inf") for number in numbers) or not any(numbers):
+        raise OptionError(f"exit weights: {given!r} must be finite, not negative and not all zero")
+    return numbers
