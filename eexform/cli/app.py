@@ -16,7 +16,7 @@ from typing import Any
 import typer
 
 import eexform
-from eexform.cli import checking, models, quick, searching
+from eexform.cli import checking, models, quick, searching, training
 from eexform.cli.help import WIDTH, PlainCommand, PlainGroup, examples
 from eexform.cli.output import errors
 from eexform.errors import EexformError
@@ -60,6 +60,13 @@ _register(
     "eexform export runs/r1 --pick min-accuracy=-0.5 --form plan -o plan.toml",
 )
 _register(
+    training.train,
+    "eexform train runs/r1 --pick knee --strategy joint --epochs 20 --out runs/r1-joint",
+    "eexform train runs/r2 --pick min-accuracy=-0.5 --strategy mixed --epochs 40 --optimiser adamw --lr 1e-3 "
+    "--trunk-lr 3e-4 --ema 0.999 --loss cross_entropy --loss distill:weight=1,temperature=4 --out runs/r2-mixed",
+    "eexform train runs/r1 --pick knee --strategy joint --epochs 20 --out runs/r1-joint --resume",
+)
+_register(
     checking.verify,
     "eexform verify ee.onnx --against model.onnx --run runs/r1",
     "eexform verify stages/ --against model.onnx --data test.npz --layout nhwc --scale 1/255 --samples 1000",
@@ -76,6 +83,7 @@ _register(
 )
 _register(models.passes, "eexform passes", "eexform passes --json")
 _register(models.costs, "eexform costs", "eexform costs --json")
+_register(training.losses, "eexform losses", "eexform losses --json")
 
 
 def _version(show: bool) -> None:

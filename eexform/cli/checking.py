@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
@@ -13,6 +15,7 @@ from eexform.cli.output import errors, show
 from eexform.cli.progress import Bars
 from eexform.errors import ModelError, OptionError
 from eexform.ir.graph import Graph
+from eexform.ir.serialize import save
 from eexform.progress import Task
 from eexform.report import tables
 from eexform.search.run import open_run
@@ -22,7 +25,12 @@ from eexform.verification.verify import verify as check_file
 
 def verify(
     exported: Annotated[Path, typer.Argument(help="An exported file, or a folder of stages.", metavar="EXPORTED")],
-    against: Annotated[Path, typer.Option(help="The model that the exits were added to.", metavar="MODEL.onnx")],
+    against: Annotated[
+        str,
+        typer.Option(
+            help="The model that the exits were added to: an .onnx file, or package.module:factory.", metavar="MODEL"
+        ),
+    ],
     samples: Annotated[int, typer.Option(help="Samples to run at most.", metavar="N", min=1)] = 256,
     threads: options.Threads = 1,
     as_json: options.Json = False,
@@ -46,12 +54,14 @@ def verify(
     scores: options.Scores = None,
     output: options.Output = None,
     shape: options.Shape = None,
+    weights: options.Weights = None,
+    examples: options.Examples = None,
 ) -> None:
     """Check an exported network against the simulator, sample by sample, and prove that it skips work.
 
     Exit code 0: every check holds; 1: one failed; 2: it could not be checked.
     """
-    graph = options.load_model(against, scores, output, shape)
+    graph = options.load_model(against, scores, output, shape, weights, examples)
     dataset = options.check_data(
         graph,
         run,
@@ -89,8 +99,12 @@ def verify(
 def bench(
     exported: Annotated[list[Path], typer.Argument(help="Exported files or folders of stages.", metavar="FILE...")],
     vs: Annotated[
-        list[Path] | None,
-        typer.Option(help="What to compare with, the original model first. Repeatable.", metavar="MODEL.onnx"),
+        list[str] | None,
+        typer.Option(
+            help="What to compare with, the original model first: .onnx files, or once package.module:factory. "
+            "Repeatable.",
+            metavar="MODEL",
+        ),
     ] = None,
     batch: Annotated[
         list[int] | None, typer.Option(help="Batch size. Repeatable; default 1 and 32.", metavar="N", min=1)
@@ -124,13 +138,20 @@ def bench(
     scores: options.Scores = None,
     output: options.Output = None,
     shape: options.Shape = None,
+    weights: options.Weights = None,
+    examples: options.Examples = None,
 ) -> None:
     """Time networks side by side in onnxruntime, on the same samples in their real order."""
-    files = [*exported, *(vs or ())]
-    for file in files:
+    modules = [text for text in vs or () if options.names_module(text)]
+    if len(modules) > 1:
+        raise OptionError(f"--vs: one PyTorch module at most (--weights and --input are its own), not {len(modules)}")
+    if not modules and (weights or examples):
+        raise OptionError("--weights and --input go with --vs package.module:factory")
+    for file in (*exported, *(Path(text) for text in vs or () if text not in modules)):
         if not file.exists():
             raise ModelError(f"{file}: no such file")
-    graph = _inputs_of(vs, exported[0], run, scores, output, shape)
+    module = options.load_model(modules[0], scores, output, shape, weights, examples) if modules else None
+    graph = module if module is not None else _inputs_of(vs, exported[0], run, scores, output, shape)
     dataset = options.check_data(
         graph,
         run,
@@ -153,7 +174,11 @@ def bench(
     sizes = list(dict.fromkeys(batch or [1, 32]))
     bars = Bars(errors, quiet=quiet)
     done: dict[str, int] = {}
-    with bars.task("timing", 100 * len(sizes)) as task:
+    with TemporaryDirectory() as scratch, bars.task("timing", 100 * len(sizes)) as task:
+        written = {text: str(Path(scratch) / "module.onnx") for text in modules}
+        if module is not None:
+            save(module, written[modules[0]])
+        files = [*map(str, exported), *(written.get(text, text) for text in vs or ())]
 
         def report(size: str, finished: int, total: int) -> None:
             share = 100 * finished // max(1, total)
@@ -162,11 +187,15 @@ def bench(
 
         timings = time_files(files, feeds, batches=sizes, threads=threads, repeats=repeats, progress=report)
         task.advance(100 * len(sizes) - sum(done.values()))
+    names = {file: text for text, file in written.items()}
+    timings = replace(
+        timings, results=tuple(replace(one, file=names.get(one.file, one.file)) for one in timings.results)
+    )
     show(timings.to_json(), as_json, lambda plain: tables.timings(plain, str(vs[0]) if vs else None))
 
 
 def _inputs_of(
-    vs: list[Path] | None,
+    vs: list[str] | None,
     first: Path,
     run: Path | None,
     scores: str | None,
@@ -181,6 +210,6 @@ def _inputs_of(
     if first.is_dir():
         raise OptionError(f"{first}: the inputs of stages cannot be told; give the original model with --vs, or --run")
     try:
-        return options.load_model(first, scores, output, shape)
+        return options.load_model(str(first), scores, output, shape)
     except ModelError as error:
         raise OptionError(f"{error}; give the original model with --vs, or --run") from error

@@ -31,9 +31,11 @@ def inspect(
     scores: options.Scores = None,
     output: options.Output = None,
     shape: options.Shape = None,
+    weights: options.Weights = None,
+    examples: options.Examples = None,
 ) -> None:
     """Show where exits can be attached, what lies before each place, and why other values are no sites."""
-    graph = options.load_model(model, scores, output, shape)
+    graph = options.load_model(model, scores, output, shape, weights, examples)
     show(look(graph, max_live=max_live).to_json(), as_json, lambda plain: tables.inspection(plain, rejected))
 
 
@@ -56,12 +58,14 @@ def apply(
     scores: options.Scores = None,
     output: options.Output = None,
     shape: options.Shape = None,
+    weights: options.Weights = None,
+    examples: options.Examples = None,
 ) -> None:
     """Replay a recipe or a plan on a model, without a search."""
     if form is not None and form not in _FORMS:
         raise OptionError(f"--form: {form!r} does not exist: {suggest(form, _FORMS)}")
     options.check_target(out, folder=form == "stages")
-    graph = options.load_model(model, scores, output, shape)
+    graph = options.load_model(model, scores, output, shape, weights, examples)
     result = replay(graph, recipe, seed=seed)
     chosen = form or ("if" if result.graph.exits else "none")
     if chosen != "none" and not result.graph.exits:

@@ -11,11 +11,17 @@ from eexform.data import Dataset, Preprocess, open_dataset, open_source
 from eexform.errors import OptionError
 from eexform.frontends.onnx import load
 from eexform.ir.graph import Graph
+from eexform.references import is_reference
 from eexform.search.run import open_run
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON (docs/json.md) instead of tables.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on standard error.")]
-Model = Annotated[Path, typer.Argument(help="The trained classifier, an .onnx file.", metavar="MODEL.onnx")]
+Model = Annotated[
+    str,
+    typer.Argument(
+        help="The trained classifier: an .onnx file, or package.module:factory for a PyTorch module.", metavar="MODEL"
+    ),
+]
 Threads = Annotated[int, typer.Option(help="Threads of onnxruntime.", metavar="N", min=1)]
 
 _MODEL = "What the model file does not say"
@@ -37,6 +43,21 @@ Shape = Annotated[
     list[str] | None,
     typer.Option(
         "--shape", help="Shape of an input: NAME=N,3,32,32. Repeatable.", metavar="NAME=DIMS", rich_help_panel=_MODEL
+    ),
+]
+
+_TORCH = "For a PyTorch module (package.module:factory)"
+Weights = Annotated[
+    Path | None,
+    typer.Option(help="Its state dict: .pt, .pth or .safetensors.", metavar="FILE", rich_help_panel=_TORCH),
+]
+Examples = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--input",
+        help="What its forward takes, batch first: 1,3,32,32 or input_ids=1,128:int64. Repeatable.",
+        metavar="[NAME=]DIMS[:TYPE]",
+        rich_help_panel=_TORCH,
     ),
 ]
 
@@ -159,12 +180,33 @@ Preset = Annotated[
 ]
 
 
-def load_model(path: Path, scores: str | None, output: str | None, shapes: list[str] | None) -> Graph:
+def load_model(
+    model: str,
+    scores: str | None,
+    output: str | None,
+    shapes: list[str] | None,
+    weights: Path | None = None,
+    examples: list[str] | None = None,
+) -> Graph:
     """The model, with what the options say about it."""
     if scores not in (None, "logits", "probabilities"):
         raise OptionError(f"--scores: {scores!r} is neither logits nor probabilities")
+    if names_module(model):
+        from eexform.frontends.torch import from_reference
+
+        if shapes:
+            raise OptionError(f"--shape is for ONNX files: {model} takes --input")
+        return from_reference(model, weights=weights, inputs=examples or (), scores=scores, output=output)  # type: ignore[arg-type]
+    for option, given in (("--weights", weights), ("--input", examples)):
+        if given:
+            raise OptionError(f"{option} is for PyTorch modules, package.module:factory; {model} is taken for a file")
     parsed = dict(_shape(text) for text in shapes or ())
-    return load(path, scores=scores, output=output, input_shapes=parsed or None)  # type: ignore[arg-type]
+    return load(model, scores=scores, output=output, input_shapes=parsed or None)  # type: ignore[arg-type]
+
+
+def names_module(model: str) -> bool:
+    """Whether the text names a PyTorch module; a file of that name comes first."""
+    return is_reference(model) and not Path(model).exists()
 
 
 def _shape(text: str) -> tuple[str, list[int | str]]:

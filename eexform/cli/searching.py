@@ -24,7 +24,7 @@ from eexform.training.options import TrainOptions
 
 _CANDIDATES, _EFFORT, _TRAINING, _LIMITS = "Candidates", "Effort of the search", "Head training", "Limits of every plan"
 _S, _T = SearchOptions(), TrainOptions()
-_FORMS = ("if", "stages", "multi", "plan")
+_FORMS = ("if", "stages", "multi", "torch", "plan")
 
 
 def search(
@@ -102,6 +102,15 @@ def search(
             rich_help_panel=_CANDIDATES,
         ),
     ] = _S.max_head_share,
+    gates: Annotated[
+        bool,
+        typer.Option(
+            "--gates",
+            help="Default heads learn to say how sure they are; exits leave by that (measures gate and stick). "
+            "Named heads say so themselves: conv:1x32/avg/gate.",
+            rich_help_panel=_CANDIDATES,
+        ),
+    ] = False,
     max_live: Annotated[
         int, typer.Option(help="Tensors that an exit may have to carry on.", metavar="N", rich_help_panel=_CANDIDATES)
     ] = _S.max_live,
@@ -185,6 +194,8 @@ def search(
     scores: options.Scores = None,
     output: options.Output = None,
     shape: options.Shape = None,
+    weights: options.Weights = None,
+    examples: options.Examples = None,
 ) -> None:
     """Train heads at candidate sites and search for the best early-exit networks.
 
@@ -203,6 +214,7 @@ def search(
         generations=generations,
         seed=seed,
         threads=threads,
+        gates=gates,
     )
     training = TrainOptions(
         epochs=epochs,
@@ -232,7 +244,7 @@ def search(
     folder = RunFolder(out)
     if not resume:
         folder.fresh()
-    graph = options.load_model(model, scores, output, shape)
+    graph = options.load_model(model, scores, output, shape, weights, examples)
     dataset = options.open_data(
         data,
         image_key=image_key,
@@ -301,7 +313,8 @@ def export(
         str,
         typer.Option(
             help="if: one file that skips work; stages: one file per segment and a manifest; multi: one file, all "
-            "scores, no decisions; plan: a recipe (.toml or .json) with its heads beside it, for `eexform apply`.",
+            "scores, no decisions; torch: a .pt2 program for PyTorch that skips work; plan: a recipe (.toml or .json) "
+            "with its heads beside it, for `eexform apply`.",
             metavar="FORM",
         ),
     ] = "if",

@@ -8,6 +8,7 @@ from typing import Any
 from eexform.cost_models.macs import Macs
 from eexform.cost_models.params import Params
 from eexform.ir.graph import Graph
+from eexform.ir.provenance import module_of
 from eexform.ir.sites import SiteReport, find_sites
 
 
@@ -36,6 +37,7 @@ class Inspection:
     def to_json(self) -> dict[str, Any]:
         """Plain values; the keys are stable."""
         graph = self.graph
+        modules = module_of(graph)
         return {
             "name": graph.gs.name,
             "digest": graph.digest,
@@ -59,6 +61,7 @@ class Inspection:
                     "macs_before": int(self.macs_before[site.value]),
                     "params_before": int(self.params_before[site.value]),
                     "live": list(site.live),
+                    **({"module": modules[site.value]} if site.value in modules else {}),
                 }
                 for site in self.report.sites
             ],

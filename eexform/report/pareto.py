@@ -13,7 +13,8 @@ from eexform.search.run import Run
 def pareto(run: Run) -> dict[str, Any]:
     """What ``eexform pareto --json`` prints; the keys are stable.
 
-    ``trunk``: accuracy and cost of the model itself. ``plans``: by rising cost; ``test`` has the keys of ``select``.
+    ``trunk``: accuracy and cost of the model itself. ``tuned``: what fine-tuning made of it; ``None`` where there was
+    none. ``plans``: by rising cost; ``test`` has the keys of ``select``.
     """
     front = run.front
     trunk, facts = front.trunk, run.facts
@@ -37,8 +38,26 @@ def pareto(run: Run) -> dict[str, Any]:
             "cost": dict(trunk.select["cost"]),
             "samples": facts["trunk"]["samples"],
         },
+        "tuned": _tuned(run),
         "plans": [_plan(plan) for plan in front],
         "knee": front.knee().index if len(front) else None,
+    }
+
+
+def _tuned(run: Run) -> dict[str, Any] | None:
+    """The fine-tuned trunk without exits, and how it was made."""
+    if not run.trained_from:
+        return None
+    accuracy, done = run.facts["tuned_trunk"]["accuracy"], run.facts["finetuned"]
+    return {
+        "strategy": run.trained_from["strategy"],
+        "plan": run.trained_from["plan"],
+        "epochs": done["epochs"],
+        "seconds": done["seconds"],
+        "device": done["device"],
+        "accuracy_select": accuracy["select"],
+        "accuracy_test": accuracy["test"],
+        "accuracy_train": accuracy["head_train"],
     }
 
 

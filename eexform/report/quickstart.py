@@ -9,7 +9,6 @@ from typing import Any
 from eexform.data import open_dataset
 from eexform.ir.serialize import save
 from eexform.progress import Progress, Silent
-from eexform.report.digits_net import train_digits
 from eexform.report.pareto import pareto
 from eexform.search.driver import search
 from eexform.search.options import SearchOptions
@@ -76,6 +75,8 @@ def quickstart(out: str | Path, *, seed: int = 0, threads: int = 0, progress: Pr
         threads: 0: one per core.
         progress: who is told.
     """
+    from eexform.report.digits_net import train_digits  # imports torch, which takes a second or two
+
     show = progress or Silent()
     folder = Path(out)
     data = open_dataset("digits", fractions=FRACTIONS, seed=seed)

@@ -30,6 +30,8 @@ def inspection(plain: Mapping[str, Any], rejected: bool = False) -> RenderableTy
         f"{inputs} -> {plain['output']} ({plain['classes']} classes, {plain['scores']})",
     ]
     lines += _uncounted(plain["uncounted"])
+    if any("module" in site for site in plain["sites"]):  # no column of its own: the names begin with the path
+        lines.append(f"values are called after the sub-modules of {plain['name'] or 'the module'} that compute them")
     carried = Labels(value for site in plain["sites"] for value in site["live"] if value != site["value"])
     table = table_of("\nvalue", "\nshape", ">\nstride", ">MACs\nbefore", ">\n%", ">params\nbefore", "also\ncarries")
     for site in plain["sites"]:
@@ -71,6 +73,7 @@ def pareto(plain: Mapping[str, Any], every: bool = False, exported: int | None =
         f"{_percent(trunk['accuracy_test'])} on test; {_unit(trunk['macs'], 'MACs')}"
         + ("" if objective == "macs" else f", {objective} {trunk['cost'][objective]:.4g} {run['unit']}")
     ]
+    lines += _tuned(plain["tuned"], trunk, accuracy)
     lines += _uncounted(run["uncounted"])
     if run["memorisation"]:
         lines.append(run["memorisation"]["message"])
@@ -245,6 +248,11 @@ def costs(plain: Mapping[str, Any]) -> RenderableType:
     )
 
 
+def losses(plain: Mapping[str, Any]) -> RenderableType:
+    """Of ``eexform losses``."""
+    return _listing(plain["losses"], "settings", lambda entry: "")
+
+
 def _listing(entries: Sequence[Mapping[str, Any]], key: str, about: Any) -> RenderableType:
     """Plug-ins one below the other; their settings indented, in columns of one width throughout."""
     items = [item for entry in entries for item in entry[key]]
@@ -279,6 +287,20 @@ def _places(plans: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
         for site in sites:
             sorter.add(site)
     return tuple(sorter.static_order())
+
+
+def _tuned(tuned: Mapping[str, Any] | None, trunk: Mapping[str, Any], accuracy: str) -> list[str]:
+    """The fine-tuned trunk beside the model that everything is compared with."""
+    if tuned is None:
+        return []
+    figures = [
+        f"{_percent(tuned[key])} on {split} ({_points(tuned[key], trunk[key])} points)"
+        for split, key in (("select", "accuracy_select"), ("test", "accuracy_test"))
+    ]
+    return [
+        f"fine-tuned ({tuned['strategy']}, {count(tuned['epochs'], 'epoch')} in {tuned['seconds'] / 60:.1f} min on "
+        f"{tuned['device']}), without exits: {accuracy} {', '.join(figures)}"
+    ]
 
 
 def _uncounted(entries: Sequence[Mapping[str, str]]) -> list[str]:

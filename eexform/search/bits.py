@@ -10,8 +10,8 @@ import numpy as np
 from eexform.cost_models.paths import PathCosts
 from eexform.errors import OptionError, need
 from eexform.ir import measures as measures_
-from eexform.search.carry import CarriedColumns
 from eexform.search.judge import PLANES, STEPS, Judge
+from eexform.search.paths import PathColumns
 from eexform.search.scorer import Candidate, PlannedExit
 from eexform.search.scores import HeadScores
 
@@ -61,8 +61,8 @@ class BitScorer:
     For each head, measure and level there is the set of samples that would leave there; for each head the set of
     those it gets right. A plan is a handful of AND and XOR over such sets. Since a level's threshold *is* a float32
     confidence of some sample, the counts are those of :class:`eexform.search.scorer.Scorer`, not an approximation.
-    Level ``levels`` means "never". Plans that carry scores from exit to exit are scored from cached states instead
-    (slower).
+    Level ``levels`` means "never". Plans in which an exit depends on those before it (scores carried on, or a measure
+    that accumulates gates) are scored from cached columns of their paths instead (slower).
 
     Args:
         scores: cached scores of the selection split.
@@ -125,7 +125,8 @@ class BitScorer:
         self.final_right = self.judge.right(predicted)
         self.final_loss = 1.0 - self.judge.credit(predicted)
         self._all = self._pack(np.ones((1, self.samples), bool))[0]
-        self._carried = CarriedColumns(scores, self.heads, self.judge)
+        self._paths = PathColumns(scores, self.heads, self.judge)
+        self._sequential = np.array([_is_sequential(name) for name in self.measures], bool)
 
     # -- thresholds ----------------------------------------------------------------------------------------------------
 
@@ -139,13 +140,17 @@ class BitScorer:
         self._build(measure, head)
         return self._reached[measure, head]
 
+    def by_path(self, measure: int, carry: float) -> bool:
+        """Whether an exit's confidence depends on the exits before it."""
+        return bool(carry) or bool(self._sequential[measure])
+
     def columns(self, heads: Sequence[int], measure: int, carry: float) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """Grids and reached levels of a plan's exits in order, carried or plain."""
-        if not carry:
+        if not self.by_path(measure, carry):
             return [self.thresholds(h, measure) for h in heads], [self.reached(h, measure) for h in heads]
         grids, reached = [], []
         for stop in range(1, len(heads) + 1):
-            confidence = self._carried.confidence(carry, tuple(heads[:stop]), self.measures[measure])
+            confidence = self._paths.confidence(carry, tuple(heads[:stop]), self.measures[measure])
             found = self._grid_of(heads[stop - 1], confidence)
             grids.append(found)
             reached.append(_reached(found, confidence))
@@ -156,8 +161,8 @@ class BitScorer:
         if not carry or not len(heads):
             return np.concatenate([self.loss[list(heads)], self.final_loss[None]])
         path = tuple(heads)
-        credits = [self._carried.answers(carry, path[:stop])[1] for stop in range(1, len(path) + 1)]
-        return 1.0 - np.stack([*credits, self._carried.answers(carry, path, final=True)[1]])
+        credits = [self._paths.answers(carry, path[:stop])[1] for stop in range(1, len(path) + 1)]
+        return 1.0 - np.stack([*credits, self._paths.answers(carry, path, final=True)[1]])
 
     def candidate(self, heads: Sequence[int], levels: Sequence[int], measure: int, carry: float) -> Candidate:
         """The plan with its thresholds as numbers."""
@@ -185,13 +190,13 @@ class BitScorer:
         correct = np.zeros(plans, np.int64)
         left = np.zeros((plans, width + 1), np.int64)
         credit = np.zeros(plans, np.float64)
-        carried = np.zeros(plans, bool) if carry is None else np.asarray(carry) != 0
-        for plan in np.flatnonzero(carried):
-            assert carry is not None
-            correct[plan], left[plan], credit[plan] = self._score_carried(
-                heads[plan], levels[plan], int(measure[plan]), float(carry[plan])
+        carried = np.zeros(plans) if carry is None else np.asarray(carry)
+        by_path = (carried != 0) | self._sequential[measure]
+        for plan in np.flatnonzero(by_path):
+            correct[plan], left[plan], credit[plan] = self._score_path(
+                heads[plan], levels[plan], int(measure[plan]), float(carried[plan])
             )
-        plain = np.flatnonzero(~carried)
+        plain = np.flatnonzero(~by_path)
         if len(plain):
             self._score_plain(plain, heads, levels, measure, correct, left, credit)
         return Counts(correct, left, credit)
@@ -256,11 +261,7 @@ class BitScorer:
     def _build(self, measure: int, head: int) -> None:
         if self._built[measure, head]:
             return
-        pair = self.heads[head]
-        probabilities = measures_.to_probabilities(
-            self.scores.of(*pair), self.scores.scores, self.scores.temperatures[pair]
-        )
-        confidence = measures_.get(self.measures[measure]).confidence(probabilities)
+        confidence = self._paths.confidence(0.0, (head,), self.measures[measure])
         found = self._grid_of(head, confidence)
         reached = _reached(found, confidence)
         start = 1 + (measure * len(self.heads) + head) * self.levels
@@ -322,7 +323,7 @@ class BitScorer:
         left[plans, :-1] = staying[:, :-1] - staying[:, 1:]
         left[plans, -1] = staying[:, -1]
 
-    def _score_carried(
+    def _score_path(
         self, heads: np.ndarray, levels: np.ndarray, measure: int, carry: float
     ) -> tuple[int, np.ndarray, float]:
         places = np.flatnonzero(heads >= 0)
@@ -331,19 +332,23 @@ class BitScorer:
         stay = np.ones(self.samples, bool)
         right, credit = self.final_right, 1.0 - self.final_loss
         if chosen:
-            right, credit = (found.copy() for found in self._carried.answers(carry, chosen, final=True))
+            right, credit = (found.copy() for found in self._paths.answers(carry, chosen, final=True))
         for index, place in enumerate(places):
             if levels[place] >= self.levels:
                 continue
             path = chosen[: index + 1]
-            confidence = self._carried.confidence(carry, path, self.measures[measure])
+            confidence = self._paths.confidence(carry, path, self.measures[measure])
             leaves = stay & (confidence >= self._grid_of(chosen[index], confidence)[levels[place]])
             stay &= ~leaves
             left[place] = np.count_nonzero(leaves)
-            for whole, part in zip((right, credit), self._carried.answers(carry, path), strict=True):
+            for whole, part in zip((right, credit), self._paths.answers(carry, path), strict=True):
                 np.copyto(whole, part, where=leaves)
         left[-1] = np.count_nonzero(stay)
         return int(np.count_nonzero(right)), left, float(credit.sum())
+
+
+def _is_sequential(name: str) -> bool:
+    return measures_.is_learned(name) and measures_.get_gate(name).sequential
 
 
 def _reached(thresholds: np.ndarray, confidence: np.ndarray) -> np.ndarray:

@@ -12,7 +12,9 @@ from eexform.cost_models import Cost
 from eexform.errors import ModelError, OptionError, need, suggest
 from eexform.heads import HeadSpec, portfolio, unsupported
 from eexform.ir.graph import Graph
+from eexform.ir.measures import is_learned
 from eexform.ir.sites import Site, SiteReport
+from eexform.passes.insert_exits import gated
 from eexform.search.options import SearchOptions
 
 SHARES = (0.08, 0.96)
@@ -48,7 +50,8 @@ def choose(graph: Graph, report: SiteReport, macs: Cost, options: SearchOptions,
         given: what the recipe gives ``insert_exits``; it comes first.
 
     Raises:
-        OptionError: a named site is none, a named head fits nowhere, or no head fits any site.
+        OptionError: a named site is none, a named head fits nowhere, no head fits any site, or some heads have a gate
+            that others (or the recipe's measure) do not.
         ModelError: the trunk has no site.
     """
     named = _named(options, given)
@@ -61,7 +64,15 @@ def choose(graph: Graph, report: SiteReport, macs: Cost, options: SearchOptions,
     if "heads" in given:
         heads = {site.value: (HeadSpec.parse(str(given["heads"][site.value])),) for site in sites}
     else:
-        heads = choose_heads(graph, sites, trunk_macs=macs.total, specs=options.heads, max_share=options.max_head_share)
+        heads = choose_heads(
+            graph,
+            sites,
+            trunk_macs=macs.total,
+            specs=options.heads,
+            max_share=options.max_head_share,
+            gates=options.gates,
+        )
+    _check_gates(heads, given)
     for site in sites:
         reasons = {spec: unsupported(spec, site) for spec in heads[site.value]}
         heads[site.value] = tuple(spec for spec, reason in reasons.items() if reason is None)
@@ -81,6 +92,20 @@ def keep(places: Places, report: SiteReport) -> Places:
         for site in found
     }
     return Places(tuple(site for site in found if heads[site.value]), heads)
+
+
+def _check_gates(heads: Mapping[str, Sequence[HeadSpec]], given: Mapping[str, Any]) -> None:
+    """All candidates have gates or none has, and the recipe's measure, where it gives one, is for such heads."""
+    texts = [str(spec) for specs in heads.values() for spec in specs]
+    have = gated(texts)
+    if "measure" in given and texts and is_learned(str(given["measure"])) != have:
+        cure = (
+            "drop it, or take heads without /gate" if have else "drop it, or give the heads a gate (--gates, or /gate)"
+        )
+        raise OptionError(
+            f"the recipe gives insert_exits the measure {given['measure']!r}, which reads "
+            f"{'scores, but the heads have gates' if have else 'gates, but the heads have none'}: {cure}"
+        )
 
 
 def _named(options: SearchOptions, given: Mapping[str, Any]) -> tuple[str, ...] | None:
@@ -150,8 +175,11 @@ def choose_heads(
     trunk_macs: float,
     specs: Sequence[str] = (),
     max_share: float = 0.05,
+    gates: bool = False,
 ) -> dict[str, tuple[HeadSpec, ...]]:
     """Heads per site: the given ones, or the default portfolio kept below ``max_share`` of the trunk's MACs each.
+
+    With ``gates`` every head of the portfolio has one.
 
     Raises:
         OptionError: a given text is not a head.
@@ -160,6 +188,8 @@ def choose_heads(
         parsed = tuple(HeadSpec.parse(text) for text in specs)
         return {site.value: parsed for site in sites}
     return {
-        site.value: portfolio(site, trunk_macs=int(trunk_macs), max_share=max_share, num_classes=graph.num_classes)
+        site.value: portfolio(
+            site, trunk_macs=int(trunk_macs), max_share=max_share, num_classes=graph.num_classes, gates=gates
+        )
         for site in sites
     }

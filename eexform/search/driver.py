@@ -2,37 +2,36 @@
 
 from __future__ import annotations
 
-import contextlib
-import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from eexform import files
 from eexform.cost_models import CostModel, PathCosts, parse
-from eexform.data import Dataset, memorisation, save_dataset
-from eexform.errors import EexformError, OptionError, RunError, StorageError, need
+from eexform.data import Dataset
+from eexform.errors import OptionError, need
 from eexform.ir.graph import Graph
-from eexform.ir.serialize import save
-from eexform.passes import PassContext, Recipe, Step, get
+from eexform.passes import PassContext, Recipe, Step
 from eexform.progress import Progress, Silent
 from eexform.search.bits import BitScorer
 from eexform.search.evaluation import Evaluation
 from eexform.search.folder import RunFolder
-from eexform.search.front import Plan, build_front, describe_plan
-from eexform.search.genome import Constraints, Individual
+from eexform.search.front import build_front, describe_plan
+from eexform.search.genome import Individual
 from eexform.search.journal import Journal
+from eexform.search.ledger import begin, outcome, timed
 from eexform.search.limits import Limits
-from eexform.search.margins import with_margins
 from eexform.search.nsga2 import Settings, State, evolve
 from eexform.search.options import SearchOptions
+from eexform.search.results import memorised, nearest, plan_of, without_exits
 from eexform.search.run import Run, open_run
 from eexform.search.scorer import Candidate, Scorer
-from eexform.search.settle import settle
 from eexform.search.space import EXITS, Space, build_space
 from eexform.search.stored_costs import model_settings
-from eexform.search.variants import BoundRecipe, Variant, Variants
+from eexform.search.variants import BoundRecipe, Origin, Variant, Variants
 from eexform.training.options import TrainOptions
 
 DEFAULT_RECIPE: tuple[tuple[str, Mapping[str, Any]], ...] = (("fold_batch_norm", {}), (EXITS, {}))
@@ -76,7 +75,6 @@ def search(
         KeyboardInterrupt: Ctrl-C during head training; what is trained stays, and ``resume`` goes on.
     """
     options, train, show = options or SearchOptions(), train or TrainOptions(), progress or Silent()
-    limits = limits or Limits()
     folder = RunFolder(out)
     if resume:
         folder.read()
@@ -84,105 +82,95 @@ def search(
         folder.fresh()
     dataset = data.bind(graph)
     steps = tuple((step.name, dict(step.given)) for step in recipe.steps) if recipe else DEFAULT_RECIPE
-    before = _before_exits(steps)
-    models, objective = _models(cost)
-    variants = Variants(graph, dataset, folder, models, options, train, show, given=steps[len(before)][1])
-    limits.bind(cost=1.0, params=1.0, accuracy=0.5)  # what is no number shows now, not after training
-    variants.places(variants.transformed(before))
-    settings: dict[str, Any] = {
-        "trunk_digest": graph.digest,
-        "data_digest": dataset.digest,
-        "scores": graph.scores,
-        "labels": dataset.labels,
-        "objective": objective,
-        "cost": model_settings(models[objective]),
-        "recipe": Recipe(tuple(Step(name, given) for name, given in steps)).to_plain(),
-        # how many threads work changes no decision, so a resume may have another number
-        "options": {name: value for name, value in options.to_json().items() if name != "threads"},
-        "train": train.to_json(),
-        "train_digest": train.digest,  # after what it is made from, so that a difference is named in words
-        "limits": limits.to_json(),
-    }
+    prepared = prepare(
+        graph,
+        dataset,
+        folder,
+        cost=cost,
+        steps=steps,
+        options=options,
+        train=train,
+        limits=limits or Limits(),
+        progress=show,
+    )
     with folder.locked():
-        facts = _begin(folder, graph, dataset, settings, resume, show)
-        with _outcome(folder, facts):
-            _search(folder, variants, steps, objective, limits, facts)
+        facts = begin(folder, graph, dataset, prepared.settings, resume, show)
+        with outcome(folder, facts):
+            carry_out(prepared, facts)
     return open_run(folder.path)
 
 
-def _begin(
-    folder: RunFolder,
+@dataclass(frozen=True)
+class Prepared:
+    """A search that was checked as far as that is possible without training anything."""
+
+    variants: Variants
+    steps: BoundRecipe
+    objective: str
+    limits: Limits
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What must be the same for a resume, as plain values."""
+        variants = self.variants
+        options = variants.options.to_json().items()
+        return {
+            "trunk_digest": variants.trunk.digest,
+            "data_digest": variants.dataset.digest,
+            "scores": variants.trunk.scores,
+            "labels": variants.dataset.labels,
+            "objective": self.objective,
+            "cost": model_settings(variants.models[self.objective]),
+            "recipe": Recipe(tuple(Step(name, given) for name, given in self.steps)).to_plain(),
+            # how many threads work changes no decision, so a resume may have another number
+            "options": {name: value for name, value in options if name != "threads"},
+            "train": variants.train.to_json(),
+            "train_digest": variants.train.digest,  # after what it is made from: a difference is named in words
+            "limits": self.limits.to_json(),
+        }
+
+
+def prepare(
     graph: Graph,
     dataset: Dataset,
-    settings: Mapping[str, Any],
-    resume: bool,
-    show: Progress,
-) -> dict[str, Any]:
-    """Lay down a new run, or check that an old one is the same search. Returns the facts to go on from."""
-    if not resume:
-        folder.fresh()
-        save(graph, folder.trunk)
-        save_dataset(dataset, folder.path)
-        facts = {"state": "training", **settings}
-        folder.write(facts)
-        return facts
-    facts = folder.read()
-    for key, value in settings.items():
-        if key not in facts or facts[key] == value:
-            continue
-        if key == "limits" and not folder.front.exists():
-            # no head depends on them, and limits that nothing could keep must not cost the training
-            show.say("the limits have changed: the search starts anew, with the heads that are trained")
-            folder.journal.unlink(missing_ok=True)
-            continue
-        raise RunError(
-            f"{folder.path}: cannot resume with other {key.replace('_', ' ')} than the run's: "
-            f"{_difference(facts[key], value)}; use the same options or another --out"
-        )
-    facts.pop("error", None)
-    facts.update(settings, state="training")
-    folder.write(facts)
-    return facts
+    folder: RunFolder,
+    *,
+    cost: str | CostModel,
+    steps: BoundRecipe,
+    options: SearchOptions,
+    train: TrainOptions,
+    limits: Limits,
+    progress: Progress,
+    origin: Origin | None = None,
+    trained: Mapping[tuple[str, str], Mapping[str, np.ndarray]] | None = None,
+) -> Prepared:
+    """Check a search before it begins; nothing is written.
 
+    Args:
+        graph: the trunk.
+        dataset: bound to it.
+        folder: of the run.
+        cost: as in :func:`search`.
+        steps: the recipe's passes with what each is given.
+        options: candidates and effort.
+        train: head training.
+        limits: what every plan must keep.
+        progress: who is told.
+        origin: where the trunk was fine-tuned, the model that it came from.
+        trained: parameters of heads that are trained already, by (site, head text).
 
-@contextlib.contextmanager
-def _outcome(folder: RunFolder, facts: dict[str, Any]) -> Iterator[None]:
-    """Write down how the search ended, with all that is known by then, whichever way that is."""
-    begun, earlier = time.perf_counter(), facts.get("seconds", 0.0)
-
-    def close(state: str) -> None:
-        facts.update(state=state, seconds=round(earlier + time.perf_counter() - begun, 2))
-        folder.write(facts)
-
-    try:
-        yield
-    except KeyboardInterrupt:
-        close("interrupted")
-        raise
-    except EexformError as error:
-        facts["error"] = str(error)
-        with contextlib.suppress(StorageError):  # a full disk may be what the error is about
-            close("failed")
-        raise
-    close(facts["state"])
-
-
-@contextlib.contextmanager
-def _timed(facts: dict[str, Any], key: str) -> Iterator[None]:
-    """Add the seconds spent inside to ``facts[key]``, interrupted or not: those of a resumed run add up."""
-    begun = time.perf_counter()
-    try:
-        yield
-    finally:
-        facts[key] = round(facts.get(key, 0.0) + time.perf_counter() - begun, 2)
-
-
-def _difference(old: Any, new: Any) -> str:
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        for key in new:
-            if old.get(key) != new[key]:
-                return f"{key} was {old.get(key)!r}, now {new[key]!r}"
-    return f"was {str(old)[:80]!r}, now {str(new)[:80]!r}"
+    Raises:
+        EexformError: the recipe cannot be searched, a limit is no number, or no candidate fits.
+    """
+    before = _before_exits(steps)
+    models, objective = _models(cost)
+    given = steps[len(before)][1]
+    variants = Variants(
+        graph, dataset, folder, models, options, train, progress, given=given, origin=origin, trained=trained or {}
+    )
+    limits.bind(cost=1.0, params=1.0, accuracy=0.5)  # what is no number shows now, not after training
+    variants.places(variants.transformed(before))
+    return Prepared(variants, steps, objective, limits)
 
 
 def _models(cost: str | CostModel) -> tuple[dict[str, CostModel], str]:
@@ -193,25 +181,19 @@ def _models(cost: str | CostModel) -> tuple[dict[str, CostModel], str]:
     return models, chosen.name
 
 
-def _search(
-    folder: RunFolder,
-    variants: Variants,
-    steps: BoundRecipe,
-    objective: str,
-    limits: Limits,
-    facts: dict[str, Any],
-) -> None:
+def carry_out(prepared: Prepared, facts: dict[str, Any]) -> None:
     """Train, search and write the front; ``facts`` learns what comes to light and ends with the run's state."""
-    options, show = variants.options, variants.progress
+    variants, steps, objective, limits = prepared.variants, prepared.steps, prepared.objective, prepared.limits
+    options, show, folder = variants.options, variants.progress, variants.folder
     before = _before_exits(steps)
-    with _timed(facts, "seconds_training"):
+    with timed(facts, "seconds_training"):
         base = variants.of(before)
-        # what plans are compared with is the model that was given, unless the passes leave its answers as they are
-        faithful = all(get(name).preserves_outputs for name, _ in before)
-        given = base if faithful else variants.original()
+        given, given_passes = variants.compared(before)
     facts["trunk"] = dict(given.bank.facts)
+    if variants.origin is not None:
+        facts["tuned_trunk"] = dict(base.bank.facts)
     facts["memory_step_bytes"] = max(base.report.memory_bytes, facts.get("memory_step_bytes", 0))
-    facts["memorisation"] = _memorised(given, variants.dataset, show)
+    facts["memorisation"] = memorised(given, variants.dataset, show)
     facts["uncounted"] = [list(pair) for pair in base.costs["macs"].unknown]
     facts["state"] = "searching"
     folder.write(facts)
@@ -244,7 +226,7 @@ def _search(
     identity = {key: facts[key] for key in ("trunk_digest", "data_digest", "train_digest", "objective", "limits")}
     weighing = {"trust": options.trust, "exit_fee": options.exit_fee}
     journal = Journal(folder.journal, space, {**settings.to_json(), **identity, **weighing}, options.seed)
-    with _timed(facts, "seconds_searching"):
+    with timed(facts, "seconds_searching"):
         state = _evolve(space, evaluation, settings, journal, options.seed, show)
     facts["evaluated"] = state.evaluated
     scorers: dict[int, Scorer] = {}
@@ -255,10 +237,10 @@ def _search(
             scorers[key] = replace(variant.scorer(), trust=options.trust)
         return scorers[key]
 
-    alone = describe_plan(Candidate(), scorer(given), recipe=_alone(space, variants.bound(before) if faithful else ()))
-    plans = [_plan(individual, evaluation, variant_of(individual), scorer) for individual in state.archive]
+    alone = describe_plan(Candidate(), scorer(given), recipe=without_exits(space, given_passes))
+    plans = [plan_of(individual, evaluation, variant_of(individual), scorer) for individual in state.archive]
     if not (plans or state.interrupted):
-        raise OptionError(_nearest(state, evaluation, variant_of, scorer, constraints))
+        raise OptionError(nearest(state, evaluation, variant_of, scorer, constraints))
     files.write_json(folder.front, build_front(plans, alone, objective).to_json())
     facts["state"] = "interrupted" if state.interrupted else "done"
 
@@ -314,81 +296,3 @@ def _measures(space: Space) -> tuple[str, ...]:
     if gene is not None:
         return tuple(getattr(gene.domain, "values", ("max_prob",)))
     return (str(space.recipe[place][1].get("measure", "max_prob")),)
-
-
-def _memorised(base: Variant, dataset: Dataset, show: Progress) -> dict[str, Any]:
-    """Has the trunk seen select? Say so before anyone trusts the thresholds."""
-    accuracy, samples = base.bank.facts["accuracy"], base.bank.facts["samples"]
-    if dataset.labels == "none":
-        return {"verdict": "undecided", "message": "label-free: accuracy means agreement with the trunk"}
-    classes = base.graph.num_classes
-    if accuracy["select"] < 1.5 / classes:
-        show.say(
-            f"warning: the model gets {100 * accuracy['select']:.1f} % of select right, about what guessing among "
-            f"{classes} classes gives: check the preprocessing (--preset, --scale, --mean, --std, --layout) and the "
-            "order of the labels"
-        )
-    parts = {name: split.part for name, split in dataset.splits.items()}
-    own_test = parts["test"] != parts["select"]
-    verdict = memorisation(
-        accuracy["head_train"],
-        accuracy["select"],
-        n_train=samples["head_train"],
-        n_select=samples["select"],
-        trunk_correct_test=accuracy["test"] if own_test else None,
-        n_test=samples["test"] if own_test else None,
-        same_part=parts["head_train"] == parts["select"],
-    )
-    show.say(verdict.message)
-    return {"verdict": verdict.verdict, "message": verdict.message}
-
-
-def _plan(
-    individual: Individual, evaluation: Evaluation, variant: Variant, scorer: Callable[[Variant], Scorer]
-) -> Plan:
-    """An individual's plan, scored exactly on select and test."""
-    space = evaluation.space
-    candidate = with_margins(evaluation.candidate(individual), scorer(variant), keep=space.fixed_thresholds())
-    thresholds = {exit_.site: exit_.threshold for exit_ in candidate.exits}
-    genome = dict(individual.genome)
-    if (space.exits_place, "sites") in genome:  # its trunk may lack a site that the genome names
-        genome[space.exits_place, "sites"] = tuple(thresholds)
-    recipe = [
-        # the trunk's temperature counts where scores are carried: each variant has its own
-        (name, {"final_temperature": variant.temperature, **parameters} if name == EXITS else parameters)
-        for name, parameters in space.bind(genome, thresholds)
-    ]
-    return settle(describe_plan(candidate, scorer(variant), recipe=recipe), variant, scorer(variant))
-
-
-def _alone(space: Space, before: BoundRecipe) -> BoundRecipe:
-    """The recipe without exits: what every plan is compared with."""
-    empty: dict[str, Any] = {"sites": (), "heads": {}, "thresholds": {}}
-    return [*before, (EXITS, {**space.recipe[space.exits_place][1], **empty})]
-
-
-def _nearest(
-    state: State,
-    evaluation: Evaluation,
-    variant_of: Callable[[Individual], Variant],
-    scorer: Callable[[Variant], Scorer],
-    limits: Constraints,
-) -> str:
-    """What to say where no plan keeps the limits: which one comes nearest, and what it lacks."""
-    best = min(state.population, key=lambda one: one.fitness.violation)
-    found = scorer(variant_of(best)).exact(evaluation.candidate(best), "select")
-    objective = evaluation.objective
-    figures = [
-        (f"mean {objective}", found.cost[objective], limits.max_cost),
-        (f"worst {objective}", found.worst[objective], limits.max_worst),
-        ("params", found.cost["params"], limits.max_params),
-    ]
-    lacks = [f"{name} {value:.6g} (at most {limit:.6g})" for name, value, limit in figures if value > limit]
-    if found.accuracy < limits.min_accuracy:
-        lacks.append(f"accuracy {found.accuracy:.4f} on select (at least {limits.min_accuracy:.4f})")
-    if not lacks:  # what the search adds to the cost of an exit is not in the figures
-        lacks.append(f"to be {100 * best.fitness.violation:.2g} % better")
-    return (
-        f"no plan keeps the limits; the nearest one has {', '.join(lacks)}: loosen them and go on with --resume, "
-        "the trained heads are kept"
-    )

@@ -158,9 +158,11 @@ class Evaluation:
         grown, swept, single = [], [], []
         allowed = self._allowed(scorer)
         plain = replace(trunk, carry=0.0 if 0.0 in self._carries(trunk) else trunk.carry)
+        # heads are added one by one only where exits do not depend on each other; the rest follows by ``_relative``
+        growing = [measure for measure in measures if not scorer.by_path(measure, plain.carry)] or measures
         for exchange in np.geomspace(*EXCHANGE, 6) if self._free("sites") else ():
             weight = self._weight(scorer, float(exchange))
-            for measure in measures:
+            for measure in growing:
                 start = replace(plain, measure=measure)
                 grown.append(improve(scorer, start, self.objective, weight, allowed=allowed))
             grown.append(self._relative(scorer, grown[-1], weight, rng))
@@ -221,7 +223,13 @@ class Evaluation:
             other = replace(draft, carry=float(rng.choice(carries)))
         else:
             other = replace(draft, measure=int(rng.choice(measures)))
-        return descend(scorer, other, self.objective, weight, drop=not other.carry and self._free("sites"))
+        return descend(
+            scorer,
+            other,
+            self.objective,
+            weight,
+            drop=not scorer.by_path(other.measure, other.carry) and self._free("sites"),
+        )
 
     def _carries(self, draft: Draft) -> list[float]:
         if not self._free("carry"):

@@ -26,7 +26,8 @@ class RunFolder:
 
     ``run.json`` (settings and state), ``trunk.onnx``, ``data.json`` and ``splits.npz`` (which samples went where),
     ``bank/`` (trained heads and their scores), ``latencies/`` (path costs that were measured), ``journal.jsonl`` (one
-    line per generation), ``front.json``.
+    line per generation), ``front.json``. A run that came out of fine-tuning also has ``original.onnx`` (the model that
+    its plans are compared with) and ``finetune/`` (checkpoint, history and the trained heads).
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -38,6 +39,9 @@ class RunFolder:
     journal = property(lambda self: self.path / "journal.jsonl")
     front = property(lambda self: self.path / "front.json")
     latencies = property(lambda self: self.path / "latencies")
+    original = property(lambda self: self.path / "original.onnx")
+    finetune = property(lambda self: self.path / "finetune")
+    tuned_heads = property(lambda self: self.path / "finetune" / "heads.safetensors")
 
     @contextmanager
     def locked(self) -> Iterator[None]:

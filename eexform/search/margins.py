@@ -8,8 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from eexform.ir import measures
-from eexform.search.scorer import Candidate, Scorer, exit_outputs
+from eexform.search.scorer import Candidate, Scorer
 
 
 def with_margins(candidate: Candidate, scorer: Scorer, *, keep: Collection[str] = ()) -> Candidate:
@@ -23,17 +22,11 @@ def with_margins(candidate: Candidate, scorer: Scorer, *, keep: Collection[str] 
         scorer: of its trunk.
         keep: sites whose thresholds were given, and stay.
     """
-    data = scorer.splits["select"]
     moved = []
-    for exit_, scores in zip(candidate.exits, exit_outputs(data, candidate), strict=False):
+    for exit_, sure in zip(candidate.exits, scorer.confidences(candidate, "select"), strict=True):
         if exit_.site in keep or math.isinf(exit_.threshold):
             moved.append(exit_)
             continue
-        if candidate.carry:
-            probabilities = measures.to_probabilities(scores, data.scores, 1.0)
-            sure = measures.get(candidate.measure).confidence(probabilities)
-        else:
-            sure = scorer.confidence("select", exit_.site, exit_.head, candidate.measure)
         moved.append(replace(exit_, threshold=_between(sure, exit_.threshold)))
     return replace(candidate, exits=tuple(moved))
 

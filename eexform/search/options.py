@@ -17,6 +17,7 @@ class SearchOptions:
         max_sites: how many, where they are chosen.
         heads: texts of the candidate heads at every site; empty: the default portfolio of each site.
         max_head_share: what a head of the portfolio may cost, as a share of the trunk's MACs.
+        gates: give every head of the portfolio a gate: a learned confidence. Named heads say so themselves (``/gate``).
         max_live: how many tensors an exit may have to carry on.
         levels: threshold levels per head.
         trust: weight of the trunk's calibrated opinion beside the label when an answer is judged during the search,
@@ -44,6 +45,7 @@ class SearchOptions:
     generations: int = 60
     seed: int = 0
     threads: int = 0
+    gates: bool = False
 
     def __post_init__(self) -> None:
         def check(holds: bool, text: str) -> None:
@@ -66,6 +68,8 @@ class SearchOptions:
     def to_json(self) -> dict[str, Any]:
         plain = asdict(self)
         plain["sites"], plain["heads"] = list(self.sites), list(self.heads)
+        if not self.gates:  # as before there were gates, so that older runs can be resumed
+            del plain["gates"]
         return plain
 
     @classmethod

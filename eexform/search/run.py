@@ -27,7 +27,8 @@ class Run:
     Attributes:
         folder: where everything lies.
         facts: ``run.json``: settings, state (``training``, ``searching``, ``interrupted``, ``failed`` with the message
-            as ``error``, ``done``), timings, figures of the trunk.
+            as ``error``, ``done``), timings, figures of the trunk. A run of :func:`eexform.train` is ``finetuning``
+            first, and its ``trained_from`` says what it was made from.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -38,6 +39,11 @@ class Run:
     def state(self) -> str:
         return str(self.facts.get("state", "unknown"))
 
+    @property
+    def trained_from(self) -> dict[str, Any]:
+        """Run, plan and options that the trunk and its heads were fine-tuned from; empty for a run of a search."""
+        return dict(self.facts.get("trained_from") or {})
+
     @cached_property
     def front(self) -> Front:
         """The plans found.
@@ -47,23 +53,44 @@ class Run:
         """
         if not self.folder.front.exists():
             raise RunError(
-                f"{self.folder.path}: there is no front yet (state: {self.state}); go on with `eexform search --resume`"
+                f"{self.folder.path}: there is no front yet (state: {self.state}); go on with "
+                f"`eexform {'train' if self.trained_from else 'search'} --resume`"
             )
         return Front.from_json(files.read_json(self.folder.front), source=self)
 
     @cached_property
     def graph(self) -> Graph:
-        """The trunk as it was loaded for the search.
+        """The trunk as it was loaded for the search, or came out of fine-tuning.
 
         Raises:
-            RunError: the file has been replaced.
+            RunError: the file has been replaced, or fine-tuning is not finished.
             ModelError: it is missing or damaged.
         """
+        if self.trained_from and not self.folder.trunk.exists():
+            raise RunError(f"{self.folder.path}: the fine-tuning is not finished; go on with `eexform train --resume`")
         graph = load(self.folder.trunk, scores=self.facts["scores"])
         if graph.digest != self.facts["trunk_digest"]:
             raise RunError(
                 f"{self.folder.trunk}: is not the model that was searched (digest {graph.digest[:12]}, expected "
                 f"{self.facts['trunk_digest'][:12]}); put that one back"
+            )
+        return graph
+
+    @cached_property
+    def original(self) -> Graph:
+        """The model that the plans are compared with: the trunk, or what was loaded before anything was fine-tuned.
+
+        Raises:
+            RunError: the file has been replaced.
+            ModelError: it is missing or damaged.
+        """
+        if not self.trained_from:
+            return self.graph
+        graph, expected = load(self.folder.original, scores=self.facts["scores"]), self.trained_from["original"]
+        if graph.digest != expected:
+            raise RunError(
+                f"{self.folder.original}: is not the model that the plans were compared with (digest "
+                f"{graph.digest[:12]}, expected {expected[:12]}); put that one back"
             )
         return graph
 
@@ -77,11 +104,20 @@ class Run:
             self.graph
         )
 
+    @cached_property
+    def recipe(self) -> Recipe:
+        """The recipe that was searched, with the tunables that were left open.
+
+        Raises:
+            OptionError: it names a pass that is not installed here.
+        """
+        return Recipe.parse(self.facts["recipe"], where=str(self.folder.run))
+
     def materialise(self, plan: Plan) -> Graph:
         """The graph with a plan's exits and trained heads."""
         before, after = self._divided(plan)
         trunk = _applied(before, self.graph, PassContext())
-        context = PassContext(heads=self._bank(trunk), exit_rates=tuple(plan.select["rates"]))
+        context = PassContext(heads=self.bank(trunk), exit_rates=tuple(plan.select["rates"]))
         graph = _applied(after, trunk, context)
         described = {"recipe": self._recipe(plan).to_plain(), "carry": plan.carry, "objective": self.front.objective}
         return graph.replace(metadata={**graph.metadata, "eexform.plan": json.dumps(described, sort_keys=True)})
@@ -100,7 +136,7 @@ class Run:
         target = Path(path)
         before, _ = self._divided(plan)
         trunk = _applied(before, self.graph, PassContext())
-        store = PlanStore.collect(self._bank(trunk), trunk.digest, [(exit_.site, exit_.head) for exit_ in plan.exits])
+        store = PlanStore.collect(self.bank(trunk), trunk.digest, [(exit_.site, exit_.head) for exit_ in plan.exits])
         weights = target.with_suffix(".safetensors")
         store.save(weights)
         self._recipe(plan, weights.name).save(target)
@@ -114,11 +150,12 @@ class Run:
     def _recipe(self, plan: Plan, weights: str | None = None) -> Recipe:
         return Recipe(tuple(Step(name, parameters) for name, parameters in plan.recipe), weights)
 
-    def _bank(self, trunk: Graph) -> Bank:
+    def bank(self, trunk: Graph) -> Bank:
+        """The bank of a variant of the trunk."""
         return bank_of(
             self.folder.bank,
             trunk.digest,
-            origin=self.facts["trunk_digest"],
+            origin=self.trained_from.get("original", self.facts["trunk_digest"]),
             data_digest=self.facts["data_digest"],
             train_digest=self.facts["train_digest"],
             labels=self.facts.get("labels", "given"),

@@ -103,8 +103,18 @@ class Scorer:
     trust: float = 0.0
     _confidences: dict[tuple[str, str, str, str], np.ndarray] = field(default_factory=dict, repr=False)
 
+    def confidences(self, candidate: Candidate, split: str) -> list[np.ndarray]:
+        """Confidence at each exit of a plan, passed or not, float32 [samples] each."""
+        data, name = self._split(split), candidate.measure
+        if measures.is_learned(name):  # what gates say does not change with the scores carried
+            return measures.get_gate(name).accumulate([data.gate(*pair) for pair in candidate.pairs])
+        if not candidate.carry:
+            return [self.confidence(split, *pair, name) for pair in candidate.pairs]
+        states = exit_outputs(data, candidate)[:-1]
+        return [measures.get(name).confidence(measures.to_probabilities(state, data.scores, 1.0)) for state in states]
+
     def confidence(self, split: str, site: str, head: str, measure: str) -> np.ndarray:
-        """Confidence of a plain (not carried) exit on a split, float32 [samples]; kept."""
+        """Confidence of a plain (not carried) exit on a split by its scores, float32 [samples]; kept."""
         key = (split, site, head, measure)
         if key not in self._confidences:
             data = self._split(split)
@@ -115,18 +125,12 @@ class Scorer:
     def decide(self, candidate: Candidate, split: str) -> Decided:
         """Apply the leaving rule to every sample of a split."""
         data = self._split(split)
-        outputs = exit_outputs(data, candidate)
+        outputs, sure = exit_outputs(data, candidate), self.confidences(candidate, split)
         exit_index = np.full(len(data), len(candidate.exits), np.int64)
         predicted = outputs[-1].argmax(axis=1)
         # from the last exit to the first: the earliest exit that a sample may take has the last word
         for index in reversed(range(len(candidate.exits))):
-            exit_ = candidate.exits[index]
-            if candidate.carry:
-                probabilities = measures.to_probabilities(outputs[index], data.scores, 1.0)
-                sure = measures.get(candidate.measure).confidence(probabilities)
-            else:
-                sure = self.confidence(split, exit_.site, exit_.head, candidate.measure)
-            leaves = sure >= np.float32(exit_.threshold)
+            leaves = sure[index] >= np.float32(candidate.exits[index].threshold)
             exit_index[leaves] = index
             predicted[leaves] = outputs[index].argmax(axis=1)[leaves]
         return Decided(exit_index, predicted, predicted == data.labels)

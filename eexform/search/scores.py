@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -22,6 +22,7 @@ class HeadScores:
         temperatures: calibrated temperature of each head.
         scores: whether the arrays hold logits or probabilities.
         final_temperature: temperature of the trunk's own scores (used by ``carry`` only).
+        gates: what the gates of heads say, by (site, head text), float32 [samples]; heads without one are not in it.
     """
 
     final: np.ndarray
@@ -30,6 +31,7 @@ class HeadScores:
     temperatures: Mapping[tuple[str, str], float]
     scores: Scores = "logits"
     final_temperature: float = 1.0
+    gates: Mapping[tuple[str, str], np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         need(self.final.ndim == 2 and len(self.final) > 0, f"scores of shape {self.final.shape}: no samples", DataError)
@@ -57,6 +59,23 @@ class HeadScores:
         need(
             found.shape == self.final.shape,
             f"head {head!r} at {site!r}: scores of shape {found.shape}, the trunk's are {self.final.shape}",
+            DataError,
+        )
+        return found
+
+    def gate(self, site: str, head: str) -> np.ndarray:
+        """What the gate of one head says.
+
+        Raises:
+            OptionError: it has none.
+            DataError: it does not fit the trunk's scores.
+        """
+        if (site, head) not in self.gates:
+            raise OptionError(f"head {head!r} at {site!r} has no gate, and only gates can be asked for that measure")
+        found = self.gates[site, head]
+        need(
+            found.shape == self.final.shape[:1],
+            f"head {head!r} at {site!r}: its gate speaks of {found.shape} samples, the trunk of {len(self.final)}",
             DataError,
         )
         return found

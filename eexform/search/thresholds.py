@@ -92,7 +92,9 @@ def descend(
 def improve(
     scorer: BitScorer, draft: Draft, model: str, weight: float, *, allowed: Sequence[int] | None = None, moves: int = 24
 ) -> Draft:
-    """Local search: :func:`descend`, and heads added or exchanged as long as that gains (plain plans).
+    """Local search: :func:`descend`, and heads added or exchanged as long as that gains.
+
+    Only where exits do not depend on those before them; else a new head would change what the later ones say.
 
     Args:
         scorer: holds confidences and right answers.
@@ -103,7 +105,7 @@ def improve(
         moves: how many heads may be added or exchanged at most.
     """
     draft = descend(scorer, draft, model, weight)
-    if draft.carry:
+    if scorer.by_path(draft.measure, draft.carry):
         return draft
     figures = _Figures.of(scorer, model, weight)
     heads = range(len(scorer.heads)) if allowed is None else allowed

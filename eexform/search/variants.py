@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,8 +26,10 @@ from eexform.search.scorer import HeadScores, Scorer
 from eexform.search.stored_costs import stored_path_costs
 from eexform.training.bank import Bank
 from eexform.training.options import TrainOptions
-from eexform.training.trainer import TrainReport, train_bank, trunk_answers
 from eexform.tunables import missing_parameters, tunable_fields
+
+if TYPE_CHECKING:
+    from eexform.training.trainer import TrainReport
 
 BoundRecipe = Sequence[tuple[str, Mapping[str, Any]]]
 
@@ -87,11 +89,25 @@ class Variant:
             temperatures={pair: self.bank.records[pair].temperature for pair in pairs},
             scores=self.graph.scores,
             final_temperature=self.temperature,
+            gates={pair: self.bank.gates(*pair, split) for pair in pairs if HeadSpec.parse(pair[1]).gate},
         )
 
     def scorer(self) -> Scorer:
         """Exact scorer over select and test."""
         return Scorer({split: self.scores(split) for split in ("select", "test")}, self.costs)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a fine-tuned trunk came from: the model that plans are compared with.
+
+    Attributes:
+        graph: the model as it was loaded for the first search.
+        passes: those behind which its figures are taken; they leave its answers as they are.
+    """
+
+    graph: Graph
+    passes: BoundRecipe = ()
 
 
 @dataclass
@@ -107,6 +123,8 @@ class Variants:
         train: how heads are trained.
         progress: who is told.
         given: what the recipe gives ``insert_exits``: sites and heads that are not searched are the only candidates.
+        origin: where the trunk was fine-tuned, the model that it came from.
+        trained: parameters of heads that are trained already, by (site, head text): they are scored as they are.
     """
 
     trunk: Graph
@@ -117,6 +135,8 @@ class Variants:
     train: TrainOptions
     progress: Progress
     given: Mapping[str, Any] = field(default_factory=dict)
+    origin: Origin | None = None
+    trained: Mapping[tuple[str, str], Mapping[str, np.ndarray]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._made: dict[str, Variant] = {}
@@ -126,8 +146,11 @@ class Variants:
 
     def stages(self, passes: BoundRecipe) -> list[Graph]:
         """The trunk before and after each of ``passes``, which stand before ``insert_exits``."""
+        return self._stages(self.trunk, passes)
+
+    def _stages(self, trunk: Graph, passes: BoundRecipe) -> list[Graph]:
         # Always the default context: a plan is its recipe and nothing else, so that it can be replayed from a file.
-        graphs = [self.trunk]
+        graphs = [trunk]
         for name, parameters in passes:
             absent = missing_parameters(get(name), parameters)
             graphs.append(make(name, **parameters, **_drawn(name, absent, graphs[-1]))(graphs[-1], PassContext()).graph)
@@ -176,6 +199,25 @@ class Variants:
             self._original = self._made.get(self.trunk.digest) or self._scored(self.trunk, Places((), {}))
         return self._original
 
+    def compared(self, passes: BoundRecipe) -> tuple[Variant, BoundRecipe]:
+        """What plans are compared with, and the passes behind which its figures are taken.
+
+        That is the model that was given. Passes that leave its answers as they are make it no other model: its cost is
+        the one behind them. For a fine-tuned trunk it is the model before any fine-tuning.
+        """
+        if self.origin is not None:
+            return self._untrained(self.of(passes)), self.origin.passes
+        if all(get(name).preserves_outputs for name, _ in passes):
+            return self.of(passes), self.bound(passes)
+        return self.original(), ()
+
+    def _untrained(self, base: Variant) -> Variant:
+        assert self.origin is not None
+        graph = self._stages(self.origin.graph, self.origin.passes)[-1]
+        # a measurement of its own would differ from that of the same nodes with other numbers by noise alone
+        same = _structure(graph) == _structure(base.graph)
+        return self._made.get(graph.digest) or self._scored(graph, Places((), {}), base.costs if same else None)
+
     def _make(self, graph: Graph) -> Variant:
         places = self.places(graph)
         if not places.sites:
@@ -185,20 +227,23 @@ class Variants:
             )
         return self._scored(graph, places)
 
-    def _scored(self, graph: Graph, places: Places) -> Variant:
+    def _scored(self, graph: Graph, places: Places, costs: Mapping[str, PathCosts] | None = None) -> Variant:
+        from eexform.training.trainer import train_bank, trunk_answers  # imports torch, which takes a second or two
+
         sites, heads = places.sites, places.heads
         dataset = self.dataset.bind(graph)
+        answering = self.trunk if self.origin is None else self.origin.graph
         bank = bank_of(
             self.folder.bank,
             graph.digest,
-            origin=self.trunk.digest,
+            origin=answering.digest,
             data_digest=dataset.digest,
             train_digest=self.train.digest,
             labels=dataset.labels,
         )
         answers = None
-        if dataset.labels == "none" and graph.digest != self.trunk.digest and not bank.facts:
-            answers = trunk_answers(self.trunk, self.dataset, self.train, threads=self.options.threads)
+        if dataset.labels == "none" and graph.digest != answering.digest and not bank.facts:
+            answers = trunk_answers(answering, self.dataset, self.train, threads=self.options.threads)
         report = train_bank(
             graph,
             dataset,
@@ -209,11 +254,13 @@ class Variants:
             threads=self.options.threads,
             progress=self.progress,
             answers=answers,
+            trained=self.trained,
         )
-        costs = {
-            name: stored_path_costs(self.folder.latencies, model, graph, sites, heads)
-            for name, model in self.models.items()
-        }
+        if costs is None:
+            costs = {
+                name: stored_path_costs(self.folder.latencies, model, graph, sites, heads)
+                for name, model in self.models.items()
+            }
         temperature = float(self.given.get("final_temperature", bank.facts["temperature"]))
         return Variant(graph, sites, heads, bank, costs, report, temperature)
 
@@ -224,3 +271,18 @@ def _drawn(name: str, absent: Sequence[str], graph: Graph) -> dict[str, Any]:
     wanted = [item for item in absent if item in tunable_fields(cls)]
     domains = cls.space(graph, PassContext()) if wanted else {}
     return {item: domains[item].sample(np.random.default_rng(0)) for item in wanted}
+
+
+def _structure(graph: Graph) -> list[tuple[Any, ...]]:
+    """Nodes with what they read and the shapes of their constants: what a cost depends on, the numbers left out."""
+    constants = graph.constants
+    return sorted(
+        (
+            node.name,
+            node.op,
+            repr(sorted(node.attrs.items(), key=lambda item: item[0])),
+            tuple(tensor.name for tensor in (*node.inputs, *node.outputs)),
+            tuple(str(constants[t.name].shape) for t in node.inputs if t.name in constants),
+        )
+        for node in graph.nodes
+    )

@@ -51,6 +51,7 @@ def scores_of(bank: Bank, split: str, pairs: Sequence[tuple[str, str]]) -> HeadS
         temperatures={pair: bank.records[pair].temperature for pair in pairs},
         scores=bank.facts["scores"],
         final_temperature=bank.facts["temperature"],
+        gates={pair: np.asarray(bank.gates(*pair, split)) for pair in pairs if HeadSpec.parse(pair[1]).gate},
     )
 
 
@@ -60,6 +61,7 @@ def pooled(first: HeadScores, second: HeadScores) -> HeadScores:
         final=np.concatenate([first.final, second.final]),
         labels=np.concatenate([first.labels, second.labels]),
         heads={pair: np.concatenate([first.heads[pair], second.heads[pair]]) for pair in first.heads},
+        gates={pair: np.concatenate([first.gates[pair], second.gates[pair]]) for pair in first.gates},
     )
 
 
@@ -69,6 +71,7 @@ def rows_of(scores: HeadScores, rows: np.ndarray) -> HeadScores:
         final=scores.final[rows],
         labels=scores.labels[rows],
         heads={pair: array[rows] for pair, array in scores.heads.items()},
+        gates={pair: array[rows] for pair, array in scores.gates.items()},
     )
 
 
@@ -78,7 +81,7 @@ class Redraw:
     def __init__(self, run: Run, seed: int) -> None:
         self.options, self.seed = run.facts["options"], seed
         self.trunk = make("fold_batch_norm")(run.graph).graph
-        self.bank = run._bank(self.trunk)
+        self.bank = run.bank(self.trunk)
         pairs = list(self.bank.records)
         found = find_sites(self.trunk)
         self.sites = [found.site(value) for value in self.bank.sites(self.trunk.digest)]

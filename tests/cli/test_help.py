@@ -64,7 +64,7 @@ def test_every_setting_of_a_search_has_an_option(settings: type) -> None:
 
 
 def test_usage_errors() -> None:
-    refused("search", says=["Missing argument 'MODEL.onnx'", "eexform search --help"])
+    refused("search", says=["Missing argument 'MODEL'", "eexform search --help"])
     refused("export", "r1", says=["Missing option '--out' / '-o'", "eexform export --help"])
     refused("inspct", says=["No such command 'inspct'", "eexform --help"])
     refused("inspect", "--scors", "x", "m.onnx", says=["--scors", "--scores"])

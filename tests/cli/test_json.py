@@ -45,10 +45,11 @@ def commands(place: Path, run: Path, model: Path, exported: Path) -> dict[str, A
         "`verify`": ("verify", exported, "--against", model, "--run", run, "--samples", "8"),
         "`bench`": ("bench", exported, "--run", run, "--samples", "8", "--batch", "8"),
         "`apply`": ("apply", model, place / "json" / "plan.toml", "-o", place / "json" / "y.onnx"),
-        "`passes` and `costs`": ("passes",),
+        "`passes`, `costs` and `losses`": ("passes",),
     }
     found = {title: fine(*given, "--json").json for title, given in arguments.items()}
-    found["`passes` and `costs`"] |= fine("costs", "--json").json
+    for more in ("costs", "losses"):
+        found["`passes`, `costs` and `losses`"] |= fine(more, "--json").json
     return found
 
 

@@ -10,6 +10,7 @@ import pytest
 from eexform.ir.sites import find_sites
 from eexform.search.run import Run
 from tests import tiny
+from tests.search.retraining import content, tune
 from tests.search.running import start
 
 
@@ -27,3 +28,14 @@ def copy(done: Run, tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def sites() -> list[str]:
     return [site.value for site in find_sites(tiny.trained()).sites]
+
+
+@pytest.fixture(scope="session")
+def before(done: Run) -> dict[str, bytes]:
+    """The old run's files as they were before anybody trained from it."""
+    return content(done.folder.path)
+
+
+@pytest.fixture(scope="session")
+def tuned(done: Run, before: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return tune(done, tmp_path_factory.mktemp("tuned") / "run")

@@ -81,7 +81,8 @@ def run_and_check(plan: Plan, data: Dataset, split: str) -> Graph:
     session = ort.session(lower_multi(graph))
     parts = [list(ort.run(session, batch.feeds).values()) for batch in data.batches(split, 100)]
     final, *exits = (np.concatenate(rows) for rows in zip(*parts, strict=True))
-    decided = policy.decide(exits, final, graph.exits, graph.scores)
+    exits, learned = exits[: len(graph.exits)], exits[len(graph.exits) :]
+    decided = policy.decide(exits, final, graph.exits, graph.scores, learned)
     check_realised(plan, graph, data, split, decided.exit_index, decided.scores)
     return graph
 

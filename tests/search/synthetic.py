@@ -15,6 +15,7 @@ from eexform.search.space import EXITS, Gene, Space
 from eexform.tunables import Choice, Domain, Each, Integer, Subset
 
 MEASURES = ("max_prob", "margin", "entropy")
+LEARNED = ("gate", "stick")
 CARRIES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 Places = list[tuple[str, list[str]]]
@@ -37,6 +38,8 @@ def scores(
         seed: of the noise.
         kind: ``logits`` or ``probabilities``.
         coarse: few distinct values, so that confidences repeat and rows tie.
+
+    Every head has a gate besides, which measures that read gates can be tried with.
     """
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, classes, samples)
@@ -56,14 +59,22 @@ def scores(
         powers = np.exp(raw - raw.max(axis=1, keepdims=True))
         return (powers / powers.sum(axis=1, keepdims=True)).astype(np.float32)
 
-    heads = {}
+    def says(raw: np.ndarray) -> np.ndarray:
+        """What a gate says: surer where the head is right; drawn apart, so that scores stay as they are."""
+        sure = own.normal(np.where(raw.argmax(axis=1) == labels, 1.0, -1.0), 1.5)
+        return (1 / (1 + np.exp(-(np.round(sure) if coarse else sure)))).astype(np.float32)
+
+    own = np.random.default_rng([seed, 1])
+    heads, gates = {}, {}
     for place, (site, texts) in enumerate(where):
         for rank, text in enumerate(texts):
             ability = 0.45 + 0.6 * (place + 1) / (len(where) + 1) + 0.12 * rank / max(1, len(texts))
-            heads[site, text] = as_kind(logits(ability))
+            raw = logits(ability)
+            heads[site, text] = as_kind(raw)
+            gates[site, text] = says(raw)
     temperatures = {pair: 0.8 + 0.1 * (number % 5) for number, pair in enumerate(heads)}
     final = as_kind(logits(1.25))
-    return HeadScores(final, labels.astype(np.int64), heads, temperatures, kind, 1.25)  # type: ignore[arg-type]
+    return HeadScores(final, labels.astype(np.int64), heads, temperatures, kind, 1.25, gates)  # type: ignore[arg-type]
 
 
 def costs(where: Places, trunk: float = 40e6, routing: float = 0.0) -> dict[str, PathCosts]:

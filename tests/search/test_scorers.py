@@ -14,8 +14,8 @@ from eexform.errors import DataError, OptionError
 from eexform.ir import policy
 from eexform.ir.exits import Exit
 from eexform.search.bits import BitScorer, level_ranks
-from eexform.search.carry import CarriedColumns
 from eexform.search.judge import Judge
+from eexform.search.paths import PathColumns
 from eexform.search.scorer import Candidate, HeadScores, PlannedExit, Scorer
 from tests.search import synthetic
 
@@ -23,11 +23,17 @@ WHERE = synthetic.places(4, 2)
 
 
 def setup(
-    samples: int, kind: str, coarse: bool, seed: int, levels: int, trust: float = 0.0
+    samples: int,
+    kind: str,
+    coarse: bool,
+    seed: int,
+    levels: int,
+    trust: float = 0.0,
+    measures: tuple[str, ...] = synthetic.MEASURES,
 ) -> tuple[BitScorer, Scorer]:
     data = synthetic.scores(WHERE, samples, 4, seed, kind, coarse)
     costs = synthetic.costs(WHERE, routing=1234.5)
-    bits = BitScorer(data, costs, WHERE, measures=synthetic.MEASURES, levels=levels, trust=trust)
+    bits = BitScorer(data, costs, WHERE, measures=measures, levels=levels, trust=trust)
     return bits, Scorer({"select": data}, costs, trust)
 
 
@@ -36,7 +42,7 @@ plans = st.lists(
         st.lists(
             st.tuples(st.integers(0, 3), st.integers(0, 1), st.integers(0, 9)), max_size=4, unique_by=lambda e: e[0]
         ),
-        st.integers(0, 2),
+        st.integers(0, 4),
         st.sampled_from([0.0, 0.0, 0.5, 1.0]),
     ),
     min_size=1,
@@ -62,7 +68,7 @@ def test_bit_scorer_equals_exact_scorer(
     trust: float,
 ) -> None:
     levels = 9  # level 9 is "never", level 0 lets everything leave
-    bits, exact = setup(samples, kind, coarse, seed, levels, trust)
+    bits, exact = setup(samples, kind, coarse, seed, levels, trust, (*synthetic.MEASURES, *synthetic.LEARNED))
     heads = np.full((len(drawn), 4), -1)
     marks = np.full((len(drawn), 4), levels)
     for row, (exits, _, _) in enumerate(drawn):
@@ -218,8 +224,8 @@ def test_errors_name_what_is_wrong() -> None:
 def test_memory_of_carried_states_is_bounded() -> None:
     data = synthetic.scores(WHERE, 50)
     pairs = [(site, head) for site, heads in WHERE for head in heads]
-    columns = CarriedColumns(data, pairs, Judge(data, 0.0), budget=3 * data.final.nbytes)
-    whole = CarriedColumns(data, pairs, Judge(data, 0.0))
+    columns = PathColumns(data, pairs, Judge(data, 0.0), budget=3 * data.final.nbytes)
+    whole = PathColumns(data, pairs, Judge(data, 0.0))
     for heads in ((0, 2, 4, 6), (1, 3, 5, 7), (0, 2, 5)):
         for stop in range(1, len(heads) + 1):
             kept = columns.confidence(0.5, heads[:stop], "margin")
@@ -228,5 +234,4 @@ def test_memory_of_carried_states_is_bounded() -> None:
         np.testing.assert_array_equal(found, expected)
     assert columns._held <= 3 * data.final.nbytes
     for each in (columns, whole):
-        derived = [array for arrays in each._derived.values() for array in arrays.values()]
-        assert each._held == sum(array.nbytes for array in [*each._states.values(), *derived])
+        assert each._held == sum(array.nbytes for arrays in each._kept.values() for array in arrays)
