@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # one process per core: more threads than that would wait for each other
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from eexform.passes import WellFormed, instruments
 
 

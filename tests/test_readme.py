@@ -44,7 +44,7 @@ def test_exactly_two_set_up_commands() -> None:
     assert found == [
         "python3 -m venv .venv && .venv/bin/pip install -c constraints.txt . && .venv/bin/eexform quickstart",
         'python3 -m venv .venv-dev && .venv-dev/bin/pip install -c constraints.txt -e ".[dev]" '
-        "&& .venv-dev/bin/python -m pytest",
+        "&& .venv-dev/bin/python -m pytest -n auto --dist loadfile",
     ]
     assert (ROOT / "constraints.txt").is_file()
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]

@@ -50,10 +50,9 @@ def _gemm(raiser: Raiser, node: gs.Node) -> fx.Node:
     left, right = bool(node.attrs.get("transA", 0)), bool(node.attrs.get("transB", 0))
     weight, bias = node.inputs[1], node.inputs[2] if raiser.has(node, 2) else None
     plain = alpha == 1.0 and not left and right and isinstance(weight, gs.Constant)
-    vector = bias is None or (
-        beta == 1.0 and isinstance(bias, gs.Constant) and tuple(bias.shape) == (int(weight.shape[0]),)
-    )
-    if plain and vector:
+    if plain and (
+        bias is None or (beta == 1.0 and isinstance(bias, gs.Constant) and tuple(bias.shape) == (int(weight.shape[0]),))
+    ):
         out_features, in_features = map(int, weight.shape)
         module = nn.Linear(in_features, out_features, bias=bias is not None, device="meta")
         return raiser.module(node, module, [raiser.value(node, 0)], weight=weight, bias=bias)

@@ -14,7 +14,7 @@ from torch import fx, nn
 
 from eexform.backends.fx import OWNED, Raiser
 from eexform.backends.staging import Part, divide
-from eexform.errors import DataError
+from eexform.errors import DataError, ModelError, OptionError
 from eexform.ir.graph import Graph
 from eexform.ir.types import TensorType
 
@@ -76,6 +76,7 @@ class MultiExitModule(nn.Module):
 
     graph_module: fx.GraphModule
     _segments: tuple[Segment, ...]
+    _thresholds: tuple[float, ...]
 
     def __init__(
         self, whole: fx.GraphModule, segments: Sequence[Segment], inputs: Sequence[str], thresholds: Sequence[float]
@@ -83,12 +84,23 @@ class MultiExitModule(nn.Module):
         """Put together what :func:`to_torch` has raised; all modules hold the same tensors."""
         super().__init__()
         self.inputs = tuple(inputs)
-        self.thresholds = tuple(map(float, thresholds))
         # plain attributes: as children, every parameter would have several names
         self.__dict__["graph_module"], self.__dict__["_segments"] = whole, tuple(segments)
+        self.thresholds = thresholds
         for kept in OWNED:
             for module in (self, *(segment.module for segment in segments)):
                 module.__dict__[kept] = whole.__dict__[kept]
+
+    @property
+    def thresholds(self) -> tuple[float, ...]:
+        return self._thresholds
+
+    @thresholds.setter
+    def thresholds(self, values: Sequence[float]) -> None:
+        found = tuple(map(float, values))
+        if len(found) != len(self._segments) - 1:
+            raise OptionError(f"thresholds: expected {len(self._segments) - 1}, one per exit, found {len(found)}")
+        self._thresholds = found
 
     def train(self, mode: bool = True) -> MultiExitModule:
         """Training or evaluation mode, of the flat module too."""
@@ -108,6 +120,10 @@ class MultiExitModule(nn.Module):
         copied = MultiExitModule(whole, segments, self.inputs, self.thresholds)
         memo[id(self)] = copied
         return copied.train(self.training)
+
+    def __reduce__(self) -> Any:
+        # torch.save would write a file that nobody can read: fx traces its modules anew when it unpickles them
+        raise ModelError("this module cannot be pickled: save module.state_dict(), and make it again with to_torch")
 
     def forward(self, *inputs: torch.Tensor, **named: torch.Tensor) -> ExitOutputs:
         """Leave early, sample by sample.

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import fx, nn
 
 from eexform.backends import metadata
 from eexform.backends.fx import OWNED
@@ -99,9 +99,13 @@ def lower_torch(graph: Graph) -> torch.export.ExportedProgram:
     example, sizes = _example(graph)
     with torch.no_grad(), _quiet():
         try:
-            return torch.export.export(Conditional(module).eval(), example, dynamic_shapes=(sizes,), strict=False)
+            found = torch.export.export(Conditional(module).eval(), example, dynamic_shapes=(sizes,), strict=False)
         except Exception as error:  # it raises whatever the traced code and its own parts raise
             raise GraphError(f"torch.export cannot trace this network: {_reason(error)}; use the form 'if'") from error
+    for part in found.graph_module.modules():  # the branches, too
+        for node in part.graph.nodes if isinstance(part, fx.GraphModule) else ():
+            node.meta.pop("stack_trace", None)  # holds paths of this machine
+    return found
 
 
 def save_torch(graph: Graph, path: str | Path) -> None:

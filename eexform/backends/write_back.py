@@ -91,7 +91,8 @@ def _from_state(graph: Graph, state: Mapping[str, torch.Tensor], strict: bool) -
         if not _counts(graph.constants[name]) or known.get(name) == "constant":
             continue
         if target not in state:
-            other = next((alias for alias, path in aliases.items() if path == target and alias in state), None)
+            others = (name, *(alias for alias, path in aliases.items() if path == target))
+            other = next((key for key in others if key in state), None)
             if other is None:
                 missing.add(target)
                 continue
@@ -100,7 +101,7 @@ def _from_state(graph: Graph, state: Mapping[str, torch.Tensor], strict: bool) -
     for alias, path in aliases.items():
         if alias in state and path in state and not torch.equal(state[alias], state[path]):
             raise ModelError(f"{alias!r} and {path!r} are one tensor in the graph, but differ in the state dict")
-    expected = {*targets.values(), *aliases}
+    expected = {*targets, *targets.values(), *aliases}
     _refuse(missing, {key for key in state if key not in expected and not key.endswith(_COUNTERS)}, strict)
     return arrays
 
@@ -108,7 +109,7 @@ def _from_state(graph: Graph, state: Mapping[str, torch.Tensor], strict: bool) -
 def _refuse(missing: set[str], unexpected: set[str], strict: bool) -> None:
     wrong = [f"missing are {_names(missing)}"] if missing else []
     if unexpected and strict:
-        wrong.append(f"the graph does not have {_names(unexpected)}")
+        wrong.append(f"the graph does not have {_names(unexpected)} (strict=False leaves such tensors out)")
     if wrong:
         raise ModelError(
             f"the tensors do not fit the graph: {'; '.join(wrong)}; give the module that was made from this graph, or "

@@ -66,8 +66,8 @@ def train(
         list[str] | None,
         typer.Option(
             help="A term of the loss, such as distill:weight=0.5 (see `eexform losses`). Repeatable; terms add up. "
-            "Default: cross_entropy and distill:weight=0.5,temperature=2; confidence_bce too where heads have gates; "
-            "distillation alone without labels.",
+            "Default: cross_entropy and distill:weight=0.5,temperature=2, or without labels distillation alone; "
+            "confidence_bce too where heads have gates.",
             metavar="LOSS",
             rich_help_panel=_TRAINING,
         ),

@@ -28,12 +28,13 @@ from eexform.frontends.torch_weights import load_weights
 from eexform.ir.exits import Scores
 from eexform.ir.graph import Graph
 from eexform.ir.kinds import TIED, Kind, with_kinds
-from eexform.ir.provenance import with_origins
+from eexform.ir.provenance import Origin, with_origins
 
 __all__ = ["from_module", "from_reference", "load_weights"]
 
 OPSET = 20
 _FIRST_OPSET = 18  # what torch.onnx writes at least
+_RANDOM = ("RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli", "Multinomial")
 
 
 def from_module(
@@ -86,6 +87,7 @@ def from_module(
     except EexformError as error:
         error.args = (f"{type(module).__name__}: {error}",)  # kinds of errors differ in what their constructors want
         raise
+    _refuse_random(module, graph, origins)
     nodes = {node.name for node in graph.nodes}
     metadata = with_origins(graph.metadata, {name: origin for name, origin in origins.items() if name in nodes})
     metadata = with_kinds(metadata, _kinds(module, graph))
@@ -93,6 +95,22 @@ def from_module(
     if tied:
         metadata[TIED] = json.dumps(tied, sort_keys=True)
     return graph.replace(metadata=metadata)
+
+
+def _refuse_random(module: nn.Module, graph: Graph, origins: Mapping[str, Origin]) -> None:
+    for node in graph.nodes:
+        drops = node.op == "Dropout" and len(node.inputs) > 2
+        if drops or node.op in _RANDOM:
+            where = torch_export.at(module, origins[node.name].module if node.name in origins else "")
+            advice = (
+                "F.dropout drops in eval mode, too, unless told training=self.training"
+                if drops
+                else "leave out the noise where not self.training"
+            )
+            raise ModelError(
+                f"the module draws random numbers in eval mode{where}, node {node.name!r} ({node.op}): its answers "
+                f"cannot be compared; {advice}"
+            )
 
 
 def _kinds(module: nn.Module, graph: Graph) -> dict[str, Kind]:
@@ -153,8 +171,10 @@ def _examples(given: Sequence[Any] | Mapping[str, Any] | Tensor) -> tuple[tuple[
     if batch == 0:
         raise ModelError("the example inputs hold no sample: give at least one")
     if batch == 1:
-        arguments = tuple(_twice(value) for value in arguments)
-        named = {name: _twice(value) for name, value in named.items()}
+        taken = {len(value) for value in values.values() if isinstance(value, Tensor) and value.ndim}
+        samples = next(count for count in range(2, len(taken) + 3) if count not in taken)
+        arguments = tuple(_repeated(value, samples) for value in arguments)
+        named = {name: _repeated(value, samples) for name, value in named.items()}
     return arguments, named
 
 
@@ -164,10 +184,10 @@ def _tensor(value: Any) -> Any:
     return value.detach().cpu() if isinstance(value, Tensor) else value
 
 
-def _twice(value: Any) -> Any:
-    """Two samples of one; two arguments that are the same tensor stay two."""
+def _repeated(value: Any, samples: int) -> Any:
+    """Several samples of one; two arguments that are the same tensor stay two."""
     if isinstance(value, Tensor) and value.ndim and len(value) == 1:
-        return value.repeat(2, *[1] * (value.ndim - 1))
+        return value.repeat(samples, *[1] * (value.ndim - 1))
     return value
 
 

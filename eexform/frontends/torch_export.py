@@ -92,7 +92,12 @@ class Whereabouts:
 def as_found(module: nn.Module) -> Iterator[None]:
     """Eval mode meanwhile; afterwards training flags, buffers, gradients and random state are as they were."""
     flags = [(part, part.training) for part in module.modules()]
-    buffers = [(buffer, buffer.detach().clone()) for buffer in module.buffers()]
+    buffers = [
+        (part, name, buffer, buffer.detach().clone())
+        for part in module.modules()
+        for name, buffer in part._buffers.items()
+        if buffer is not None
+    ]
     gradients = [(parameter, parameter.grad) for parameter in module.parameters()]
     fast = torch.backends.mha.get_fastpath_enabled()
     with torch.random.fork_rng(devices=[]):
@@ -104,9 +109,12 @@ def as_found(module: nn.Module) -> Iterator[None]:
             torch.backends.mha.set_fastpath_enabled(fast)
             for part, training in flags:
                 part.training = training
-            with torch.no_grad():
-                for buffer, before in buffers:
+            for part, name, buffer, before in buffers:
+                with torch.inference_mode() if buffer.is_inference() else torch.no_grad():
                     buffer.copy_(before)
+                now = part._buffers.get(name)
+                if now is not None and now.shape == buffer.shape:  # else a cache that grew, with what says how long
+                    part._buffers[name] = buffer
             for parameter, gradient in gradients:
                 parameter.grad = gradient
 
@@ -144,7 +152,7 @@ def run(module: nn.Module, arguments: Sequence[Any], named: Mapping[str, Any]) -
         raise
     except Exception as error:  # the user's code may raise anything
         raise ModelError(
-            f"the module fails on the example inputs{_at(module, where.deepest)}: {type(error).__name__}: "
+            f"the module fails on the example inputs{at(module, where.deepest)}: {type(error).__name__}: "
             f"{_first(str(error))}\ngive example_inputs (--input) that its forward takes"
         ) from error
 
@@ -235,28 +243,40 @@ def _refusal(module: nn.Module, where: Whereabouts, error: Exception) -> ModelEr
     text = _COLOUR.sub("", str(error))
     if where.fixed_in is not None:
         return ModelError(
-            f"the module cannot be exported{_at(module, where.fixed_in)}: its code works for the batch size of the "
+            f"the module cannot be exported{at(module, where.fixed_in)}: its code works for the batch size of the "
             "examples only (the exporter: the batch was specialised to a constant)\n"
             "let the size come from the input: x.shape[0] or -1 in view and reshape, no branch on the batch size and "
             "no tensor with a batch of its own"
         )
     reason = _first(text)
+    if "Constraints violated" in text:
+        return ModelError(
+            f"the module cannot be exported{at(module, where.deepest)}: an input that is as long as the batch cannot "
+            f"grow with it (the exporter: {reason})\n"
+            "every tensor whose axis 0 is as long as that of the first one is taken for samples: give examples with "
+            "a number of samples that no other input has as its first size"
+        )
     if "data-dependent" in text or "DataDependent" in type(error).__name__:
         advice = "control flow that looks at values (if x.sum() > 0, .item()) cannot be exported: use torch.where"
     else:
         advice = "the module must be exportable by torch.export.export(module.eval(), examples); try that on its own"
-    return ModelError(f"the module cannot be exported{_at(module, where.deepest)}: {reason}\n{advice}")
+    return ModelError(f"the module cannot be exported{at(module, where.deepest)}: {reason}\n{advice}")
 
 
 def _untranslated(module: nn.Module, program: torch.export.ExportedProgram, error: Exception) -> ModelError:
     """What ``torch.onnx`` did not like."""
     text = _COLOUR.sub("", str(error))
     reasons = [f"{kind}: {said}" for kind, said in _REASON.findall(text)]
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    if not reasons and cause is not error:
+        reasons = [f"{type(cause).__name__}: {_first(str(cause))}"]
     failed, path = _FAILED_NODE.search(text), ""
     if failed is not None:
         path = _path_of(program, failed.group(1))
     return ModelError(
-        f"the module cannot be written as ONNX{_at(module, path)}: {reasons[0] if reasons else _first(text)}\n"
+        f"the module cannot be written as ONNX{at(module, path)}: {reasons[0] if reasons else _first(text)}\n"
         "replace that operator by others, or export the part of the module in front of it"
     )
 
@@ -270,7 +290,7 @@ def _path_of(program: torch.export.ExportedProgram, name: str) -> str:
     return ""
 
 
-def _at(module: nn.Module, path: str) -> str:
+def at(module: nn.Module, path: str) -> str:
     """`` in 'layer1.0' (Block)``."""
     part = module.get_submodule(path) if path else module
     return f" in {path!r} ({type(part).__name__})" if path else f" in {type(part).__name__}.forward"

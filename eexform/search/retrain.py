@@ -37,10 +37,10 @@ if TYPE_CHECKING:
 def default_losses(run: Run, plan: Plan) -> tuple[str, ...]:
     """Terms of the loss where none are named: without labels the original model is all there is to learn from, and
     gates must go on learning when their heads' features move."""
-    if run.facts.get("labels", "given") == "none":
-        return ("distill:weight=1,temperature=2",)
+    unlabelled = run.facts.get("labels", "given") == "none"
+    scores = ("distill:weight=1,temperature=2",) if unlabelled else FinetuneOptions.losses
     gated = any(is_learned(exit_.measure) for exit_ in plan.exits)
-    return (*FinetuneOptions.losses, *(("confidence_bce",) if gated else ()))
+    return (*scores, *(("confidence_bce",) if gated else ()))
 
 
 def train(
@@ -279,6 +279,8 @@ class _Job:
 
     def _announce(self) -> None:
         """Say what will be done before it is done."""
+        from eexform.training.objectives import parse
+
         plan, options, say = self.tuning.plan, self.options, self.show.say
         exits = ", ".join(f"{exit_.site} ({exit_.head})" for exit_ in plan.exits)
         say(f"plan {plan.index} of {self.source.folder.path}: exits at {exits}, and the final one")
@@ -288,6 +290,11 @@ class _Job:
         )
         if self.tuning.left_out:
             say(f"applied again after training, not before: {', '.join(self.tuning.left_out)}")
+        if self.tuning.graph.exits[0].confidence and not any("gates" in parse(text).needs for text in options.losses):
+            say(
+                "no term of the loss trains the gates, which stay as they are while what they read moves; add "
+                "confidence_bce"
+            )
         if plan.carry:
             say(
                 "exits are trained to speak for themselves: carrying scores from exit to exit belongs to the policy, "

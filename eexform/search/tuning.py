@@ -13,7 +13,6 @@ from eexform.heads import with_parameters
 from eexform.ir.exit_nodes import head_digest
 from eexform.ir.flow import WIDEST
 from eexform.ir.graph import Graph
-from eexform.ir.measures import is_learned
 from eexform.ir.sites import find_sites
 from eexform.passes import PassContext, PlanStore, TrainedHead, get, make
 from eexform.search.front import Plan
@@ -67,14 +66,12 @@ def tuning_of(run: Run, plan: Plan) -> Tuning:
     heads = {exit_.site: exit_.head for exit_ in plan.exits}
     store = PlanStore.collect(run.bank(folded), folded.digest, heads.items())
     moved = PlanStore(trunk.digest, {pair: store.trained(folded.digest, *pair) for pair in heads.items()})
-    measure = plan.exits[0].measure
     inserted = make(
         EXITS,
         sites=tuple(heads),
         heads=heads,
         thresholds={exit_.site: exit_.threshold for exit_ in plan.exits},
-        # a gate is trained on its own head's answers: how several are put together is a matter of the policy
-        measure="gate" if is_learned(measure) else measure,
+        measure=plan.exits[0].measure,  # the thresholds are on its scale
     )
     graph = inserted(trunk, PassContext(heads=moved)).graph
     return Tuning(plan, trunk, graph, _steps(run, later, heads), tuple(name for name, _ in later))

@@ -9,6 +9,7 @@ import numpy as np
 from eexform.errors import GraphError
 from eexform.heads import HeadSpec, head_graph, with_parameters
 from eexform.ir.exit_nodes import head_digest
+from eexform.ir.exits import Exit
 from eexform.ir.extract import extract
 from eexform.ir.flow import WIDEST
 from eexform.ir.graph import Graph
@@ -25,6 +26,11 @@ def trunk_of(graph: Graph) -> Graph:
     final = graph.final
     alone = sorted((name for name in graph.tensors if name.rstrip("_") == f"{final}.alone"), key=len)
     return extract(graph, graph.inputs, [alone[-1] if alone else final])
+
+
+def head_prefix(item: Exit) -> str:
+    """What the names of a head's values begin with; its place among the exits changes where others are dropped."""
+    return f"{item.parameters[0].partition('.')[0]}." if item.parameters else ""
 
 
 def with_new_heads(graph: Graph, seed: int) -> Graph:
@@ -45,7 +51,7 @@ def with_new_heads(graph: Graph, seed: int) -> Graph:
             seed=head_seed(seed, site.value, spec),
             opset=graph.opset,
         ).parameters()
-        named = {f"exit{place}.{name}": values for name, values in new.items()}
+        named = {head_prefix(item) + name: values for name, values in new.items()}
         if set(named) != set(item.parameters):
             raise GraphError(
                 f"exit {place} at {item.site!r}: the parameters of its head are not those of {item.head!r}, so it "

@@ -53,7 +53,8 @@ class FinetuneOptions:
         trunk_learning_rate: peak for the trunk.
         momentum: of ``sgd``.
         nesterov: whether ``sgd`` looks ahead.
-        weight_decay: of parameters with more than one axis; scales, shifts and biases are not decayed.
+        weight_decay: of weights, which have more than one axis; scales, shifts and biases are not decayed, and none of
+            shape [C, 1, 1].
         schedule: of the learning rates over the steps of a phase: ``one-cycle`` (torch's, cosine up and down),
             ``cosine`` or ``linear`` down to zero after a linear warm-up, or ``constant`` after the warm-up.
         warmup: share of a phase's steps spent warming up.

@@ -73,7 +73,7 @@ class Judgement:
 
 
 def assess(network: Network, dataset: Dataset, labels: np.ndarray, batch_size: int) -> Judgement:
-    """Judge the (averaged) parameters on calibrate; the module's mode is left as it was found, phase by phase."""
+    """Judge the (averaged) parameters on calibrate; the module is left in evaluation mode."""
     graph = network.graph
     exits, classes, rows = len(graph.exits) + 1, graph.num_classes, dataset.size("calibrate")
     scores = np.empty((exits, rows, classes), np.float32)
@@ -122,9 +122,11 @@ def schedule_for(
         # torch takes a walk for forgotten steps of the optimiser, and its own SequentialLR for an old way of calling
         warnings.filterwarnings("ignore", category=UserWarning)
         if options.schedule == "one-cycle":
-            share = max(options.warmup, 1 / max(steps, 2))
+            # torch divides by the way up, which must have a step; of one step in all, one more is never walked
+            total = max(steps, 2) + 1
+            share = max(options.warmup, 1 / (total - 1))
             found = lr_scheduler.OneCycleLR(
-                optimiser, peaks, total_steps=steps + 1, pct_start=share, cycle_momentum=False, div_factor=20
+                optimiser, peaks, total_steps=total, pct_start=share, cycle_momentum=False, div_factor=20
             )
         else:
             rest = max(1, steps - warm)

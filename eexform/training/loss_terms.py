@@ -14,7 +14,7 @@ import torch
 from torch.nn import functional
 
 from eexform.errors import OptionError
-from eexform.training.losses import balanced_bce, distillation, sample_cross_entropy
+from eexform.training.losses import balanced_bce, distillation, right_share, sample_cross_entropy
 from eexform.training.objectives import ExitBatch, Loss, exit_weights, parse_weights
 from eexform.tunables import Choice, parameter
 
@@ -114,24 +114,22 @@ class ConfidenceBce(Loss):
     ``mean_i ½ (mean_{n right at i} -log c_in + mean_{n wrong at i} -log(1 - c_in))``: right and wrong samples weigh the
     same however few of one kind a batch holds (NACHOS); where there is only one kind, its mean alone. What is right
     is taken from the scores without a gradient; the answer to a blended sample is right to the share of its label.
+    Without labels, an answer is right where it is the original trunk's.
     """
 
     name: ClassVar[str] = "confidence_bce"
 
     @property
     def needs(self) -> tuple[str, ...]:
-        return ("labels", "gates")
+        return ("answers", "gates")
 
     def value(self, batch: ExitBatch) -> torch.Tensor:
-        assert batch.labels is not None
-        parts = []
-        for scores, confidence in zip(batch.logits, batch.gates, strict=False):
-            answer = scores.detach().argmax(dim=1)
-            right = (answer == batch.labels).to(confidence.dtype)
-            if batch.mix is not None:
-                other, share = batch.mix
-                right = share * right + (1 - share) * (answer == other).to(confidence.dtype)
-            parts.append(balanced_bce(confidence, right))
+        labels, mix = batch.labels, batch.mix
+        if labels is None:
+            assert batch.teacher is not None
+            labels, mix = batch.teacher.argmax(dim=1), None
+        pairs = zip(batch.logits, batch.gates, strict=False)
+        parts = [balanced_bce(confidence, right_share(scores, labels, mix)) for scores, confidence in pairs]
         return torch.stack(parts).mean() if parts else _zero(batch)
 
 

@@ -89,6 +89,25 @@ def balanced_bce(confidence: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     return torch.stack(kinds).mean()
 
 
+def right_share(
+    scores: torch.Tensor, labels: torch.Tensor, mix: tuple[torch.Tensor, torch.Tensor] | None = None
+) -> torch.Tensor:
+    """To which share each answer is right, [batch] in [0, 1], without gradient.
+
+    Args:
+        scores: logits, [batch, classes].
+        labels: what is right, int64 [batch].
+        mix: labels of the other samples and the weight of a sample's own, where blended.
+    """
+    answer = scores.detach().argmax(dim=1)
+    right = (answer == labels).to(scores.dtype)
+    if mix is None:
+        return right
+    other, weight = mix
+    share = weight.to(scores.dtype)
+    return share * right + (1 - share) * (answer == other).to(scores.dtype)
+
+
 def gate_loss(gate: torch.Tensor, scores: torch.Tensor, teacher: torch.Tensor, batch: Batch) -> torch.Tensor:
     """What a gate says against whether its head is right: :func:`balanced_bce`.
 
@@ -98,12 +117,7 @@ def gate_loss(gate: torch.Tensor, scores: torch.Tensor, teacher: torch.Tensor, b
         teacher: the trunk's final logits; without labels an answer is right where it is the trunk's.
         batch: labels (``None`` in label-free mode); a mixed sample's answer is right to the share of its label.
     """
-    answer = scores.detach().argmax(dim=1)
     if batch.labels is None:
-        return balanced_bce(gate, answer == teacher.argmax(dim=1))
-    right = (answer == torch.from_numpy(batch.labels)).to(gate.dtype)
-    if batch.mix is not None:
-        other, weight = batch.mix
-        share = torch.from_numpy(weight).to(gate.dtype)
-        right = share * right + (1 - share) * (answer == torch.from_numpy(other)).to(gate.dtype)
-    return balanced_bce(gate, right)
+        return balanced_bce(gate, right_share(scores, teacher.argmax(dim=1)))
+    mix = None if batch.mix is None else (torch.from_numpy(batch.mix[0]), torch.from_numpy(batch.mix[1]))
+    return balanced_bce(gate, right_share(scores, torch.from_numpy(batch.labels), mix))

@@ -16,11 +16,12 @@ from torch import fx, nn
 from eexform.backends.fx import fx_parameters, raise_to_fx
 from eexform.errors import EexformError, ModelError, OptionError
 from eexform.heads import with_parameters
+from eexform.heads.build import GATE
 from eexform.ir import measures
 from eexform.ir.exits import Exit
 from eexform.ir.extract import extract
 from eexform.ir.graph import Graph
-from eexform.training.finetune_heads import with_head_digests
+from eexform.training.finetune_heads import head_prefix, with_head_digests
 from eexform.training.finetune_options import FinetuneOptions
 
 TINY = 1e-12
@@ -127,10 +128,12 @@ class Network:
     def __init__(self, graph: Graph, arithmetic: Arithmetic, *, ema: float = 0.0) -> None:
         self.graph = graph
         self.arithmetic = arithmetic
-        self._own = [_gate(graph, place, item) for place, item in enumerate(graph.exits)]
+        self._own = [_gate(graph, item) for item in graph.exits]
         wanted = [graph.final, *(value for item in graph.exits for value in item.values), *filter(None, self._own)]
         self._outputs = list(dict.fromkeys(wanted))
         self.module = arithmetic.place(raise_to_fx(extract(graph, graph.inputs, self._outputs)))
+        if arithmetic.half is not None:
+            self._widen_gates()
         state = self._state(self.module)
         targets: dict[str, str] = self.module.meta["eexform.parameters"]
         heads = {id(state[targets[name]]) for item in graph.exits for name in item.parameters if name in targets}
@@ -209,9 +212,10 @@ class Network:
         kinds = [(self.heads, options.learning_rate)]
         if not heads_only:
             kinds.insert(0, (self.trunk, options.trunk_learning_rate))
+        bare = {str(node.target) for node in self.module.graph.nodes if node.op == "get_attr"}
         for members, rate in kinds:
             for decayed in (True, False):
-                chosen = [parameter for _, parameter in members if (parameter.ndim > 1) == decayed]
+                chosen = [parameter for name, parameter in members if _decays(parameter, name in bare) == decayed]
                 if chosen:
                     decay = options.weight_decay if decayed else 0.0
                     yield {"params": chosen, "lr": rate, "weight_decay": decay}
@@ -233,6 +237,15 @@ class Network:
             torch._foreach_lerp_([old[name] for name in floating], [now[name] for name in floating], 1 - decay)
             for name in now.keys() - set(floating):
                 old[name].copy_(now[name])
+
+    def _widen_gates(self) -> None:
+        """Let gates take their sigmoid in float32: in half precision those that are surest are 1, and never learn."""
+        (output,) = (node for node in self.module.graph.nodes if node.op == "output")
+        for value, node in zip(self._outputs, output.args[0], strict=True):
+            if value in self._own and node.target is torch.sigmoid:
+                with self.module.graph.inserting_before(node):
+                    node.args = (self.module.graph.call_method("float", node.args), *node.args[1:])
+        self.module.recompile()
 
     def _called_with(self, tensors: set[int]) -> set[nn.Module]:
         """Modules that are given one of these tensors (by id) where they are called, instead of owning it."""
@@ -286,14 +299,20 @@ class Network:
         }
 
 
-def _gate(graph: Graph, place: int, item: Exit) -> str:
+def _gate(graph: Graph, item: Exit) -> str:
     """Name of the value that holds an exit's own learned confidence; empty where it has none."""
     if not item.confidence:
         return ""
-    own = f"exit{place}.gate"
-    if own in graph.tensors:
-        return own
-    return item.confidence
+    own = head_prefix(item) + GATE
+    return own if own in graph.tensors else item.confidence
+
+
+def _decays(parameter: torch.Tensor, bare: bool) -> bool:
+    """Whether a parameter is a weight; ``bare`` ones are given to an operation as they are.
+
+    Scales and shifts of shape [C, 1, 1] are none.
+    """
+    return parameter.ndim > 1 and (not bare or sum(size > 1 for size in parameter.shape) > 1)
 
 
 def _image(graph: Graph, node: gs.Node) -> bool:

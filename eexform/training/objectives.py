@@ -23,6 +23,7 @@ GROUP = "eexform.losses"
 
 NEEDS = {
     "labels": "needs labels, and the data set has none: without labels, learn from the trunk's answers (distill)",
+    "answers": "needs labels or the original trunk's scores, and neither was given",
     "gates": "needs a learned confidence at every exit: use heads with a gate (.../gate)",
     "teacher": "needs the original trunk's scores, and none were given",
     "support": "needs the accuracy of every exit on every class, and it was not measured",
@@ -83,6 +84,8 @@ class ExitBatch:
     def has(self, need: str) -> bool:
         """Whether what a term needs, a key of :data:`NEEDS`, is there."""
         early = len(self.logits) - 1
+        if need == "answers":
+            return self.labels is not None or self.teacher is not None
         if need == "gates":
             return len(self.confidences) == early and all(each is not None for each in self.confidences)
         if need == "measured":

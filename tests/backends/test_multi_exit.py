@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import torch
 from eexform.backends import ort
 from eexform.backends.lower_if import lower_if
 from eexform.backends.multi_exit import MultiExitModule, to_torch
-from eexform.errors import DataError
+from eexform.errors import DataError, ModelError, OptionError
 from eexform.ir import measures
 from eexform.ir.policy import Decisions
 from eexform.verification.simulate import take
@@ -115,6 +116,16 @@ def test_thresholds_can_be_set_and_empty_batches_run():
     assert [len(values) for values in found] == [0, 0, 0]
     with pytest.raises(DataError, match="takes the inputs"):
         module(*inputs, *inputs)
+    for wrong in ((), (0.5,), (0.5,) * (COUNT + 1)):
+        with pytest.raises(OptionError, match=f"expected {COUNT}, one per exit, found {len(wrong)}"):
+            module.thresholds = wrong
+    assert module.thresholds == (2.0, 2.0, -1.0)
+
+
+def test_pickling_is_refused_before_a_file_is_written_that_nobody_can_read():
+    module = to_torch(nets.with_exits("resnet", 1))
+    with pytest.raises(ModelError, match=r"save module\.state_dict\(\)"):
+        torch.save(module, io.BytesIO())
 
 
 def test_it_trains_through_all_exits_and_copies_are_whole():

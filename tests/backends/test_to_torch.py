@@ -96,6 +96,33 @@ def test_from_the_module_that_the_graph_was_loaded_from():
         other.train()
 
 
+def test_names_that_are_no_path_and_tensors_that_are_not_used_return_from_the_original():
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.add_module("x y", nn.Linear(4, 4))
+            self.last = nn.Linear(4, 3)
+            self.auxiliary = nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.last(torch.relu(self._modules["x y"](x)))
+
+    original, x = Odd(), torch.randn(3, 4)
+    graph = ee.load(original, (x,))
+    with pytest.raises(ModelError, match=r"does not have auxiliary.bias, auxiliary.weight \(strict=False leaves"):
+        ee.write_back(graph, original)
+    other = Odd().eval()
+    torch.testing.assert_close(ee.to_torch(ee.write_back(graph, other, strict=False))(x), other(x))
+
+
+def test_a_linear_layer_whose_weight_is_computed():
+    original = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 8)), nn.ReLU(), nn.Linear(8, 3))
+    x = torch.randn(3, 4)
+    module = ee.to_torch(ee.load(original, (x,)))
+    torch.testing.assert_close(module(x), original(x))
+    assert {name for name, _ in module.named_parameters()} == {name for name, _ in original.named_parameters()}
+
+
 def test_what_does_not_fit_is_named():
     graph, state = exported(Small()), Small().state_dict()
     cases = {

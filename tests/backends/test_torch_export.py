@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -52,6 +54,16 @@ def test_the_saved_program_is_the_module(name, count, how, tmp_path):
         text = str(program.graph_module.print_readable(print_output=False))
         assert "higher_order.cond" in text, "work is not skipped"
         assert "nonzero" in text, "rows that left are computed further"
+
+
+def test_the_file_tells_nothing_of_the_machine(tmp_path):
+    path = export(spread("resnet", 1), tmp_path / "ee.pt2", "torch")
+    with zipfile.ZipFile(path) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    assert any(name.endswith("model.json") for name in parts)
+    for name, content in parts.items():
+        for word in (b"stack_trace", b"site-packages", b"torch_export.py", str(Path.cwd()).encode()):
+            assert word not in content, name
 
 
 def test_what_cannot_be_traced_or_opened_is_said(tmp_path):

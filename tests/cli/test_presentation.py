@@ -52,7 +52,7 @@ def front(sites: int, plans: int = 4) -> dict[str, Any]:
         "state": "done",
         "uncounted": [],
     }
-    return {"run": run, "trunk": trunk, "plans": made, "knee": 1}
+    return {"run": run, "trunk": trunk, "tuned": None, "plans": made, "knee": 1}
 
 
 @pytest.mark.parametrize("width", [80, 160])

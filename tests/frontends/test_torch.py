@@ -139,6 +139,32 @@ def test_the_module_is_left_as_found(capfd: pytest.CaptureFixture[str], recwarn:
     assert not recwarn.list
 
 
+def test_buffers_that_forward_replaces_are_put_back() -> None:
+    class Counting(Head):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls = self.calls + 1
+            return super().forward(x)
+
+    module = Counting()
+    held = module.calls
+    ee.load(module, (torch.zeros(1, 4),))
+    assert module.calls is held
+    assert held.item() == 0
+
+
+def test_a_table_of_two_rows_is_not_taken_for_two_samples() -> None:
+    class Table(Head):
+        def forward(self, x: Tensor, table: Tensor) -> Tensor:
+            return super().forward(x) + table[0] - table[1]
+
+    graph = ee.load(Table(), (torch.zeros(1, 4), torch.zeros(2, 3)))
+    assert [graph.types[name].shape for name in graph.inputs] == [("N", 4), (2, 3)]
+
+
 def test_recurrent_layers_are_left_as_found_too(recwarn: pytest.WarningsRecorder) -> None:
     class Spotter(nn.Module):
         def __init__(self) -> None:

@@ -54,6 +54,51 @@ def test_samples_that_influence_one_another_are_refused_as_in_onnx() -> None:
 
 
 @pytest.mark.parametrize(
+    ("noise", "says"),
+    [
+        (lambda x: torch.nn.functional.dropout(x, 0.5), r"in Noisy.forward.*\(Dropout\).*training=self.training"),
+        (lambda x: x + torch.randn_like(x), r"in Noisy.forward.*\(RandomNormalLike\).*leave out the noise"),
+    ],
+)
+def test_random_numbers_in_eval_mode_are_refused(noise: Any, says: str) -> None:
+    class Noisy(Head):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(noise(x))
+
+    with pytest.raises(ModelError, match=says):
+        ee.load(Noisy(), (X,))
+
+
+def test_a_table_as_long_as_the_batch_is_explained() -> None:
+    class Table(Head):
+        def forward(self, x: Tensor, table: Tensor) -> Tensor:
+            return super().forward(x) @ table
+
+    with pytest.raises(ModelError, match="a number of samples that no other input has as its first size"):
+        ee.load(Table(), (torch.zeros(3, 4), torch.zeros(3, 5)))
+
+
+def test_the_exporters_own_cause_is_told() -> None:
+    class Keyword(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.add_module("class", nn.Linear(4, 3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self._modules["class"](x)  # type: ignore[misc]
+
+    with pytest.raises(ModelError, match="SyntaxError"):
+        ee.load(Keyword(), (X,))
+
+
+def test_buffers_made_in_inference_mode_do_not_hide_the_reason() -> None:
+    with torch.inference_mode():
+        module = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
+    with pytest.raises(ModelError, match="Inference tensors"):
+        ee.load(module, (X,))
+
+
+@pytest.mark.parametrize(
     ("form", "output", "says"),
     [
         ("two", None, "several of them could be the class scores"),

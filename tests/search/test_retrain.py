@@ -254,8 +254,19 @@ def test_gates_are_trained_on(tmp_path: Path) -> None:
     old = start(tmp_path / "old", options=options(heads=("none/avg/gate",), generations=1))
     plan = busiest(old)
     assert default_losses(old, plan)[-1] == "confidence_bce"
-    assert {exit_.measure for exit_ in tuning_of(old, plan).graph.exits} == {"gate"}
-    new = tune(old, tmp_path / "new", options=None, generations=1)
+    unlabelled = Run(old.folder.path)
+    unlabelled.facts["labels"] = "none"
+    assert default_losses(unlabelled, plan) == ("distill:weight=1,temperature=2", "confidence_bce")
+    for measure in ("gate", "stick"):  # thresholds are on the scale of the plan's measure
+        other = replace(plan, exits=tuple(replace(exit_, measure=measure) for exit_ in plan.exits))
+        assert {exit_.measure for exit_ in tuning_of(old, other).graph.exits} == {measure}
+    watch = tiny.Watch("fine-tuning", after=1)
+    with pytest.raises(KeyboardInterrupt):
+        tune(old, tmp_path / "untaught", progress=watch)
+    assert any("no term of the loss trains the gates" in line for line in watch.said)
+    watch = tiny.Watch()
+    new = tune(old, tmp_path / "new", options=None, generations=1, progress=watch)
+    assert not any("no term of the loss trains the gates" in line for line in watch.said)
     assert new.trained_from["options"]["losses"][-1] == "confidence_bce"
     assert {exit_.head for one in new.front for exit_ in one.exits} == {"none/avg/gate"}
     before, after = old.bank(_folded(old)), new.bank(_folded(new))

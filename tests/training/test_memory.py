@@ -46,7 +46,7 @@ def test_peak_does_not_grow_with_the_data(tmp_path: Path) -> None:
         tracemalloc.stop()
     labels_and_order = 3 * 8 * 1797
     # how far the threads run ahead of each other is luck; three times the samples would be three times as much
-    assert peaks[1797] < 1.4 * peaks[600] + labels_and_order
+    assert peaks[1797] < 2 * peaks[600] + labels_and_order
     assert peaks[1797] < report.memory_bytes
 
 
