@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 import torch
 
+from eexform.backends import fx
 from eexform.backends.fx import raise_to_fx
 from eexform.errors import DataError, EexformError, ModelError, OptionError
 from eexform.heads import with_parameters
 from eexform.ir.graph import Graph
 from eexform.training import network as network_module
+from eexform.training.finetune_check import check_finetuning
 from eexform.training.finetune_heads import with_new_heads
 from eexform.training.finetune_options import FinetuneOptions
 from eexform.training.network import Arithmetic, Network
@@ -129,3 +131,11 @@ def test_heads_that_were_rewritten_cannot_start_anew() -> None:
     with pytest.raises(EexformError, match="it cannot start anew"):
         with_new_heads(cut, 0)
     assert with_parameters(cut, {}).exits == cut.exits
+
+
+def test_an_operator_without_a_rule_shows_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = flat()
+    assert "cpu" in check_finetuning(graph, FinetuneOptions(), labelled=True, device="cpu")
+    monkeypatch.delitem(fx._OPS, "Relu")
+    with pytest.raises(ModelError, match="'Relu' cannot be raised"):
+        check_finetuning(graph, FinetuneOptions(), labelled=True, device="cpu")
