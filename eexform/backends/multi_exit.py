@@ -191,6 +191,10 @@ def to_torch(graph: Graph | Planned) -> nn.Module:
         GraphError: an exit at a place where samples cannot be picked apart.
     """
     if not isinstance(graph, Graph):
+        if not hasattr(graph, "materialise") or hasattr(graph, "front"):
+            raise ModelError(
+                f"to_torch takes a graph (ee.load) or a plan of a run (run.front.pick), not {type(graph).__name__}"
+            )
         graph = graph.materialise()
     whole = Raiser(graph)
     whole.run()

@@ -328,6 +328,9 @@ def export(
         raise OptionError(f"--form: {form!r} does not exist: {suggest(form, _FORMS)}")
     if thresholds_as_input and form != "if":
         raise OptionError(f"--thresholds-as-input belongs to the form if, not to {form}")
+    if (form, out.suffix) in (("torch", ".onnx"), ("if", ".pt2"), ("multi", ".pt2")):
+        ending = ".pt2" if form == "torch" else ".onnx"
+        raise OptionError(f"{out}: the form {form} is no {out.suffix[1:]} file; call it {out.with_suffix(ending)}")
     options.check_target(out, folder=form == "stages")
     opened = open_run(run)
     plan = opened.front.pick(pick)

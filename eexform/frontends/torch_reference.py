@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,13 +79,24 @@ def _made(text: str) -> nn.Module:
         except EexformError:
             raise
         except Exception as error:  # the user's code may raise anything
-            raise ModelError(
-                f"{text}: calling it failed: {type(error).__name__}: {error}; it must take no arguments (write a "
-                "function of your own that passes them)"
-            ) from error
+            hint = ""
+            if not _takes_nothing(found):
+                hint = "; it must take no arguments (write a function of your own that passes them)"
+            raise ModelError(f"{text}: calling it failed: {type(error).__name__}: {error}{hint}") from error
     if not isinstance(made, nn.Module):
         raise ModelError(f"{text}: returned a {type(made).__name__}: expected a torch.nn.Module")
     return made
+
+
+def _takes_nothing(found: Callable[..., Any]) -> bool:
+    """Whether it can be called without arguments; yes where that cannot be seen."""
+    try:
+        inspect.signature(found).bind()
+    except TypeError:
+        return False
+    except ValueError:
+        return True
+    return True
 
 
 def _examples(inputs: Sequence[str]) -> tuple[Tensor, ...] | dict[str, Tensor]:

@@ -103,5 +103,7 @@ class RunFolder:
         """
         if self.exists:
             raise RunError(f"{self.path}: holds a run already; go on with --resume, or choose another --out")
+        if self.path.exists() and not self.path.is_dir():
+            raise RunError(f"{self.path}: is a file, and a run is a folder; choose another --out")
         if self.path.is_dir() and any(entry.name != ".lock" for entry in os.scandir(self.path)):
             raise RunError(f"{self.path}: is not empty and holds no run; choose another --out")

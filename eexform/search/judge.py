@@ -22,8 +22,12 @@ class Judge:
     the trunk's own answer minus a shortfall in sixteen steps (0 where the answer is the trunk's), so that bit sets can
     count it; every scorer uses these same numbers.
 
+    A trunk that was changed does not judge itself: a fine-tuned one agrees with its own exits. Its plans are judged by
+    the network that they are compared with.
+
     Args:
-        scores: of the split; ``final_temperature`` is what calibrates the trunk.
+        scores: of the split, with the ``opinion`` that judges; by default the trunk's own, calibrated by
+            ``final_temperature``.
         trust: 0 is plain accuracy, 1 the trunk's opinion alone.
     """
 
@@ -32,9 +36,9 @@ class Judge:
         self.trust = trust
         self._labels = scores.labels
         if trust:
-            opinion = measures.to_probabilities(scores.final, scores.scores, scores.final_temperature)
-            self._opinion = opinion
-            self._own = np.take_along_axis(opinion, scores.final.argmax(axis=1)[:, None], axis=1)[:, 0]
+            final, temperature = scores.opinion or (scores.final, scores.final_temperature)
+            self._opinion = opinion = measures.to_probabilities(final, scores.scores, temperature)
+            self._own = np.take_along_axis(opinion, final.argmax(axis=1)[:, None], axis=1)[:, 0]
             self.own = self._own.astype(np.float64)
 
     def right(self, predicted: np.ndarray) -> np.ndarray:

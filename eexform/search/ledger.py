@@ -14,6 +14,9 @@ from eexform.ir.serialize import save
 from eexform.progress import Progress
 from eexform.search.folder import RunFolder
 
+WORDS = {"trained_from": "settings of the training"}
+"""How a message calls a part of ``run.json``, where its name does not read well."""
+
 
 def begin(
     folder: RunFolder,
@@ -55,8 +58,9 @@ def agree(folder: RunFolder, facts: dict[str, Any], settings: Mapping[str, Any],
                 show.say("the limits have changed: the search starts anew, with the heads that are trained")
                 folder.journal.unlink()
             continue
+        what = WORDS.get(key, key.replace("_", " "))
         raise RunError(
-            f"{folder.path}: cannot resume with other {key.replace('_', ' ')} than the run's: "
+            f"{folder.path}: cannot resume with other {what} than the run's: "
             f"{_difference(facts[key], value)}; use the same options or another --out"
         )
     facts.pop("error", None)

@@ -179,6 +179,11 @@ class _Job:
             self.folder.fresh()
             return
         need(
+            self.folder.exists,
+            f"{self.folder.path}: holds no run (no run.json), there is nothing to go on with; leave --resume out",
+            RunError,
+        )
+        need(
             "trained_from" in self.folder.read(),
             f"{self.folder.path}: this run is one of `eexform search`; go on with that command and --resume, or choose "
             "another --out",

@@ -23,6 +23,8 @@ class HeadScores:
         scores: whether the arrays hold logits or probabilities.
         final_temperature: temperature of the trunk's own scores (used by ``carry`` only).
         gates: what the gates of heads say, by (site, head text), float32 [samples]; heads without one are not in it.
+        opinion: scores and temperature of the network that judges answers (see :class:`eexform.search.judge.Judge`),
+            where that is not this trunk: what plans are compared with.
     """
 
     final: np.ndarray
@@ -32,6 +34,7 @@ class HeadScores:
     scores: Scores = "logits"
     final_temperature: float = 1.0
     gates: Mapping[tuple[str, str], np.ndarray] = field(default_factory=dict)
+    opinion: tuple[np.ndarray, float] | None = None
 
     def __post_init__(self) -> None:
         need(self.final.ndim == 2 and len(self.final) > 0, f"scores of shape {self.final.shape}: no samples", DataError)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,6 +64,7 @@ class Variant:
         costs: path costs by cost model name.
         report: what training took this time.
         temperature: of the trunk's own scores: calibrated, or what the recipe says.
+        judge: the bank of the network that plans are compared with, where that is not this trunk.
     """
 
     graph: Graph
@@ -73,6 +74,7 @@ class Variant:
     costs: Mapping[str, PathCosts]
     report: TrainReport
     temperature: float
+    judge: Bank | None = None
 
     @property
     def places(self) -> list[tuple[str, list[str]]]:
@@ -90,6 +92,7 @@ class Variant:
             scores=self.graph.scores,
             final_temperature=self.temperature,
             gates={pair: self.bank.gates(*pair, split) for pair in pairs if HeadSpec.parse(pair[1]).gate},
+            opinion=None if self.judge is None else (self.judge.final(split), float(self.judge.facts["temperature"])),
         )
 
     def scorer(self) -> Scorer:
@@ -190,7 +193,12 @@ class Variants:
         """The variant that ``passes`` make, with its heads trained."""
         graph = self.transformed(passes)
         if graph.digest not in self._made:
-            self._made[graph.digest] = self._make(graph)
+            made = self._make(graph)
+            if self.origin is not None:
+                made = replace(made, judge=self._untrained(made).bank)
+            elif not all(get(name).preserves_outputs for name, _ in passes):
+                made = replace(made, judge=self.original().bank)
+            self._made[graph.digest] = made
         return self._made[graph.digest]
 
     def original(self) -> Variant:

@@ -106,8 +106,10 @@ class _Training:
         self.labelled = dataset.labels == "given"
         self.terms = terms_of(options, graph, labelled=self.labelled)
         size = dataset.size("head_train")
-        # one sample alone is left out: batch normalisation has no variance over it
-        self.steps = size // options.batch_size + (size % options.batch_size > 1)
+        # A small rest is left out, another one each epoch: normalised by statistics of a few samples, its step would
+        # weigh as much as any other. One sample alone has no variance at all.
+        self.smallest = max(2, options.batch_size // 4) if size >= options.batch_size else 2
+        self.steps = size // options.batch_size + (size % options.batch_size >= self.smallest)
         if not self.steps:
             raise DataError(f"head-train has {size} samples: at least 2 are needed for a step")
         self.arithmetic = Arithmetic.choose(graph, device, options.amp)
@@ -178,6 +180,8 @@ class _Training:
             started = time.perf_counter()
             losses = self._epoch(phase, optimiser, schedule, scaler, task)
             self.standing.epoch += 1
+            # what stays beside the bar is the epoch, not its last batch, which may be a handful of samples
+            task.advance(0, f"epoch {self.standing.epoch}, loss {sum(losses.values()):.3f}")
             self.standing.scaler = scaler.state_dict() if half else {}
             self._assess(self.standing.epoch, losses, started, phase.name, optimiser)
             ended = self.standing.epoch == phase.stop
@@ -199,7 +203,7 @@ class _Training:
         batches = self.data.batches("head_train", options.batch_size, seed=options.seed, augment=True, epoch=epoch)
         step = 0
         for batch in batches:
-            if len(batch) < 2:
+            if len(batch) < self.smallest:
                 continue
             exits = self._look(batch, own=self.own_teacher and phase.heads_only)
             parts = [term(exits) for _, term in self.terms]
@@ -308,9 +312,10 @@ class _Training:
         terms = ", ".join(label for (label, _), value in zip(self.terms, values, strict=True) if not value.isfinite())
         at = f"the scores of {self._exit_name(bad[0])} are" if bad else f"the loss ({terms}) is"
         half = "" if self.arithmetic.half is None else ", or compute in full precision (amp off)"
+        kept = f"the state after epoch {self.standing.epoch} is kept in {self.folder}"
         return (
-            f"{where}: {at} not finite; lower the learning rates, cut the gradient (clip) harder{half}. The state "
-            f"after epoch {self.standing.epoch} is kept in {self.folder}"
+            f"{where}: {at} not finite; lower the learning rates, cut the gradient (clip) harder{half}; "
+            f"{kept if self.standing.epoch else 'no epoch was finished, nothing of the training is kept'}"
         )
 
     def _exit_name(self, place: int) -> str:

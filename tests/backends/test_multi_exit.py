@@ -164,3 +164,8 @@ def test_gradients_flow_through_the_exit_at_which_a_sample_left():
     moved = {name for name, parameter in module.named_parameters() if parameter.grad is not None}
     assert any(name.startswith("exit0.") for name in moved)
     assert not any(name.startswith(("exit1.", "exit2.")) for name in moved)
+
+
+def test_only_graphs_and_plans_become_modules() -> None:
+    with pytest.raises(ModelError, match=r"takes a graph .* or a plan of a run .*, not str"):
+        to_torch("model.onnx")  # type: ignore[arg-type]

@@ -43,7 +43,7 @@ class Judged:
     exits: int
 
 
-def scores_of(bank: Bank, split: str, pairs: Sequence[tuple[str, str]]) -> HeadScores:
+def scores_of(bank: Bank, split: str, pairs: Sequence[tuple[str, str]], judge: Bank) -> HeadScores:
     return HeadScores(
         final=np.asarray(bank.final(split)),
         labels=np.asarray(bank.labels(split)),
@@ -52,6 +52,7 @@ def scores_of(bank: Bank, split: str, pairs: Sequence[tuple[str, str]]) -> HeadS
         scores=bank.facts["scores"],
         final_temperature=bank.facts["temperature"],
         gates={pair: np.asarray(bank.gates(*pair, split)) for pair in pairs if HeadSpec.parse(pair[1]).gate},
+        opinion=(np.asarray(judge.final(split)), judge.facts["temperature"]),
     )
 
 
@@ -62,6 +63,7 @@ def pooled(first: HeadScores, second: HeadScores) -> HeadScores:
         labels=np.concatenate([first.labels, second.labels]),
         heads={pair: np.concatenate([first.heads[pair], second.heads[pair]]) for pair in first.heads},
         gates={pair: np.concatenate([first.gates[pair], second.gates[pair]]) for pair in first.gates},
+        opinion=(np.concatenate([first.opinion[0], second.opinion[0]]), first.opinion[1]),
     )
 
 
@@ -72,7 +74,17 @@ def rows_of(scores: HeadScores, rows: np.ndarray) -> HeadScores:
         labels=scores.labels[rows],
         heads={pair: array[rows] for pair, array in scores.heads.items()},
         gates={pair: array[rows] for pair, array in scores.gates.items()},
+        opinion=(scores.opinion[0][rows], scores.opinion[1]),
     )
+
+
+def before(select: HeadScores, test: HeadScores) -> dict[str, HeadScores]:
+    """The splits as the model says that plans are compared with, without exits."""
+    return {
+        name: replace(scores, final=scores.opinion[0], final_temperature=scores.opinion[1])
+        for name, scores in (("select", select), ("test", test))
+        if scores.opinion is not None
+    }
 
 
 class Redraw:
@@ -88,7 +100,9 @@ class Redraw:
         heads = {s.value: [HeadSpec.parse(head) for at, head in pairs if at == s.value] for s in self.sites}
         self.costs = {name: path_costs(parse(name), self.trunk, self.sites, heads) for name in ("macs", "params")}
         self.places = [(s.value, [str(spec) for spec in heads[s.value]]) for s in self.sites]
-        self.halves = (scores_of(self.bank, "select", pairs), scores_of(self.bank, "test", pairs))
+        # points are against the model that the user had, also where the trunk was fine-tuned
+        judge = run.bank(make("fold_batch_norm")(run.original).graph)
+        self.halves = (scores_of(self.bank, "select", pairs, judge), scores_of(self.bank, "test", pairs, judge))
 
     def search(self, select: HeadScores, test: HeadScores) -> Front:
         given = {"final_temperature": self.bank.facts["temperature"]}
@@ -105,7 +119,7 @@ class Redraw:
         state = evolve(space, evaluation, settings, seed=self.seed)
         scorer = Scorer({"select": select, "test": test}, self.costs, trust=trust)
         plans = [describe_plan(evaluation.candidate(one), scorer) for one in state.archive]
-        return build_front(plans, describe_plan(Candidate(), scorer))
+        return build_front(plans, describe_plan(Candidate(), Scorer(before(select, test), self.costs, trust=trust)))
 
     def divisions(self, count: int) -> list[tuple[HeadScores, HeadScores]]:
         select, test = self.halves

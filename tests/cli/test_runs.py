@@ -46,6 +46,8 @@ def test_a_folder_that_is_taken(model: Path, copy: Path, tmp_path: Path) -> None
     refused("search", model, *SEARCH, "--resume", "--out", tmp_path / "nowhere", says=["nowhere", "holds no run"])
     refused("quickstart", "--out", tmp_path / "mine", says=["mine", "exists already", "--out"])
     refused("export", copy, "--form", "stages", "-o", tmp_path / "mine", says=["mine", "thesis.tex", "new folder"])
+    refused("export", copy, "--form", "torch", "-o", tmp_path / "ee.onnx", says=["no onnx file", "ee.pt2"])
+    refused("export", copy, "-o", tmp_path / "ee.pt2", says=["the form if is no pt2 file", "ee.onnx"])
     refused("export", copy, "-o", tmp_path / "mine", says=["mine", "is a folder"])
     refused("export", copy, "--form", "stages", "-o", model, says=["model.onnx", "is a file"])
     assert listing(tmp_path / "mine") == ["thesis.tex"]

@@ -54,6 +54,9 @@ def wants(argument):
 def text():
     return "a network"
 
+def broken():
+    raise OSError("no such disk")
+
 class nested:
     net = Net
 """
@@ -152,6 +155,11 @@ def test_named_inputs_of_whole_numbers(nets: Path) -> None:
 )
 def test_what_cannot_be_used(nets: Path, arguments: tuple[str, ...], says: list[str]) -> None:
     refused("inspect", *arguments, says=says)
+
+
+def test_a_factory_that_fails_by_itself(nets: Path) -> None:
+    said = refused("inspect", "my_torch_nets:broken", *INPUT, says=["calling it failed: OSError: no such disk"])
+    assert "arguments" not in said
 
 
 def test_bench_takes_one_module(nets: Path) -> None:

@@ -91,6 +91,20 @@ def test_ctrl_c_and_on(run: Path, pick: str, tmp_path: Path) -> None:
     assert again.json["plans"] == straight["plans"]
 
 
+def test_nothing_to_resume(run: Path, tmp_path: Path) -> None:
+    command = ("train", run, *TRAIN, "--out", tmp_path / "none", "--resume")
+    refused(*command, says=["none: holds no run", "nothing to go on with; leave --resume out"])
+    assert not (tmp_path / "none").exists()
+
+
+def test_the_last_word_on_training_is_the_last_epoch(place: Path, tuned: Path) -> None:
+    """Not its last batch: 539 samples leave a batch of 27."""
+    said = (place / "train.err").read_text().splitlines()
+    epoch = next(line for line in said if line.startswith("epoch 2/2")).split("loss ")[1].split()[0]
+    done = next(line for line in said if line.startswith("fine-tuning: done"))
+    assert done.endswith(f"; epoch 2, loss {epoch}")
+
+
 @pytest.mark.parametrize(
     ("given", "says"),
     [

@@ -95,7 +95,10 @@ def test_resuming_what_is_finished_says_so(done: Run, tuned: Run, tmp_path: Path
     ("changed", "says"),
     [
         ({"options": replace(TUNING, epochs=3)}, "options.*epochs"),
-        ({"options": replace(TUNING, strategy="mixed")}, "strategy was 'joint', now 'mixed'"),
+        (
+            {"options": replace(TUNING, strategy="mixed")},
+            "settings of the training than the run's: strategy was 'joint', now 'mixed'",
+        ),
         ({"pick": "0"}, "plan was [0-9]+, now 0"),
         ({"generations": 7}, "options than the run's: generations was 2, now 7"),
         ({"limits": Limits(max_cost="0.9x")}, "limits.*max_cost"),

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from eexform.errors import EexformError, ModelError, RunError, StorageError
+from eexform.errors import EexformError, ModelError, RunError
 from eexform.search.folder import FORMAT
 from eexform.search.run import Run, open_run
 from tests import tiny
@@ -39,7 +39,7 @@ def test_nothing_to_resume(tmp_path: Path) -> None:
 
 def test_out_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("a file")
-    with pytest.raises((RunError, StorageError), match="run"):
+    with pytest.raises(RunError, match="run: is a file, and a run is a folder; choose another --out"):
         start(tmp_path / "run")
     assert (tmp_path / "run").read_text() == "a file"
 

@@ -43,6 +43,8 @@ def test_a_loss_that_is_not_finite(tmp_path: Path) -> None:
     with pytest.raises(EexformError, match=r"epoch \d+.*not finite; lower the learning rates") as caught:
         tune(tmp_path, flat(), learning_rate=1e30, trunk_learning_rate=1e30, clip=0, optimiser="sgd")
     assert "exit" in str(caught.value)
+    kept = list(tmp_path.rglob("*.safetensors"))
+    assert ("is kept in" in str(caught.value)) == bool(kept), kept
 
 
 def test_scores_that_are_not_finite_are_named(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from eexform.ir.exit_nodes import head_digest
 from eexform.ir.graph import Graph
 from eexform.ir.sites import find_sites
 from eexform.passes import PassContext, make
+from eexform.progress import Silent
 from eexform.training.finetune_heads import trunk_of, with_new_heads
 from eexform.training.finetune_parts import Teacher
 from eexform.training.network import Arithmetic, Network
@@ -136,3 +138,20 @@ def test_heads_start_anew_where_others_were_dropped() -> None:
     rest = make("drop_idle_exits")(graph, PassContext(exit_rates=(0.0, 1.0, 0.0))).graph
     assert [item.site for item in rest.exits] == [graph.exits[1].site]
     assert same(with_new_heads(rest, seed=3), with_new_heads(graph, seed=3), rest.exits[0].parameters)
+
+
+@pytest.mark.parametrize(("rest", "steps"), [(0, 2), (7, 2), (8, 3)])
+def test_a_small_rest_is_left_out(rest: int, steps: int, tmp_path: Path) -> None:
+    """A rest counts from a quarter of a batch of 32 on."""
+    said: list[str] = []
+
+    class Listening(Silent):
+        def say(self, text: str) -> None:
+            said.append(text)
+
+    graph = flat()
+    data = tiny.digits(600).bind(graph)
+    chosen = replace(data.splits.head_train, indices=data.splits.head_train.indices[: 64 + rest])
+    few = replace(data, splits=replace(data.splits, head_train=chosen))
+    tune(tmp_path, graph, data=few, epochs=1, progress=Listening())
+    assert any(f"epochs of {steps} steps" in line for line in said), said
