@@ -263,7 +263,7 @@ def _listing(entries: Sequence[Mapping[str, Any]], key: str, about: Any) -> Rend
         if entry["error"]:
             parts += [named(entry["name"], where), indented(Text(f"cannot be loaded: {entry['error']}", style="red"))]
             continue
-        parts += [named(entry["name"], about(entry) + where), indented(Text(entry["summary"]))]
+        parts += [named(entry["name"], about(entry) + where), indented(Text(entry["summary"].replace("``", "")))]
         if entry[key]:
             table = Table.grid(padding=(0, 2))
             table.add_column(min_width=names, no_wrap=True)

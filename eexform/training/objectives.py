@@ -6,8 +6,6 @@ the entry-point group ``eexform.losses``, and written as text like a cost model:
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,11 +13,9 @@ from typing import Any, ClassVar
 
 import torch
 
-from eexform import plugins
-from eexform.errors import EexformError, OptionError
-from eexform.tunables import check_parameters, describe_fields, missing_parameters, parameter
-
-GROUP = "eexform.losses"
+from eexform.errors import OptionError
+from eexform.registry import Registry
+from eexform.tunables import parameter
 
 NEEDS = {
     "labels": "needs labels, and the data set has none: without labels, learn from the trunk's answers (distill)",
@@ -135,85 +131,10 @@ class Loss(ABC):
         return (cls.__doc__ or "").strip().splitlines()[0] if cls.__doc__ else ""
 
 
-def names() -> tuple[str, ...]:
-    """Every registered term, sorted."""
-    return plugins.names(GROUP)
+REGISTRY = Registry("eexform.losses", "loss", Loss, home="eexform.training.objectives")  # type: ignore[type-abstract]
 
-
-def get(name: str) -> type[Loss]:
-    """The term registered as ``name``.
-
-    Raises:
-        OptionError: there is none, or what is registered is no loss term.
-    """
-    found = plugins.load(GROUP, name)
-    if not (isinstance(found, type) and issubclass(found, Loss) and dataclasses.is_dataclass(found)):
-        raise OptionError(
-            f"loss {name!r} from {plugins.origin(GROUP, name)} is not a dataclass derived from "
-            "eexform.training.objectives.Loss"
-        )
-    return found
-
-
-def make(name: str, /, **settings: Any) -> Loss:
-    """The term ``name`` with these settings.
-
-    Raises:
-        OptionError: unknown term or setting, value of the wrong kind or out of range, or a required one is missing.
-    """
-    cls = get(name)
-    checked = check_parameters(cls, f"loss {name!r}", settings)
-    absent = missing_parameters(cls, checked)
-    if absent:
-        raise OptionError(f"loss {name!r} needs a value for " + ", ".join(map(repr, absent)))
-    try:
-        return cls(**checked)
-    except EexformError as error:
-        raise OptionError(f"loss {name!r}: {error}") from error
-
-
-def parse(text: str) -> Loss:
-    """The term written as on the command line: ``cross_entropy``, or ``distill:weight=0.5,temperature=2``.
-
-    Raises:
-        OptionError: not written like that, or as for :func:`make`.
-    """
-    name, _, rest = text.partition(":")
-    settings: dict[str, Any] = {}
-    for part in filter(None, rest.split(",")):
-        key, equals, value = part.partition("=")
-        if not equals:
-            raise OptionError(f"{text!r}: {part!r} is no setting; write NAME:SETTING=VALUE,SETTING=VALUE")
-        try:
-            settings[key.strip()] = json.loads(value)
-        except ValueError:
-            settings[key.strip()] = value
-    return make(name.strip(), **settings)
-
-
-def listing() -> list[dict[str, Any]]:
-    """What is registered: name, summary, distribution, settings, error (``None`` where it could be loaded)."""
-    found: list[dict[str, Any]] = []
-    for name in names():
-        entry: dict[str, Any] = {
-            "name": name,
-            "summary": "",
-            "distribution": plugins.origin(GROUP, name),
-            "settings": [],
-            "error": None,
-        }
-        try:
-            cls = get(name)
-        except EexformError as error:
-            entry["error"] = str(error)
-        else:
-            entry["summary"] = cls.summary()
-            entry["settings"] = [
-                {key: value for key, value in described.items() if key not in ("tunable", "domain")}
-                for described in describe_fields(cls)
-            ]
-        found.append(entry)
-    return found
+GROUP = REGISTRY.group
+names, get, make, parse, listing = REGISTRY.names, REGISTRY.get, REGISTRY.make, REGISTRY.parse, REGISTRY.listing
 
 
 def exit_weights(given: str | Sequence[float], costs: Sequence[float]) -> tuple[float, ...]:
