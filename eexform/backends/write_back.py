@@ -36,8 +36,11 @@ def write_back(graph: Graph, source: nn.Module | Mapping[str, torch.Tensor], *, 
         its heads were trained on is forgotten.
 
     Raises:
-        ModelError: tensors are missing, too many, of another shape, or not finite; the message names them.
+        ModelError: neither a module nor a state dict; or tensors are missing, too many, of another shape, or not
+            finite: all of them are named.
     """
+    if not isinstance(source, nn.Module | Mapping):
+        raise ModelError(f"write_back takes a module or a state dict, found {type(source).__name__}")
     arrays = _by_name(graph, source, strict)
     draft = graph.copy()
     changed: set[str] = set()

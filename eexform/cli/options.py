@@ -179,6 +179,24 @@ Preset = Annotated[
     typer.Option(help="imagenet: scale 1/255, ImageNet's mean and std.", metavar="NAME", rich_help_panel=_PRE),
 ]
 
+_LIMITS = "Limits of every plan"
+MaxCost = Annotated[
+    str | None,
+    typer.Option(help="Mean cost: 0.7x of the original's, or a number.", metavar="X", rich_help_panel=_LIMITS),
+]
+MaxWorst = Annotated[
+    str | None, typer.Option(help="Cost of the dearest path, written alike.", metavar="X", rich_help_panel=_LIMITS)
+]
+MaxParams = Annotated[
+    str | None, typer.Option(help="Parameters with heads, written alike.", metavar="X", rich_help_panel=_LIMITS)
+]
+MinAccuracy = Annotated[
+    str | None,
+    typer.Option(
+        help="On select: -0.5 (points against the original model), or 0.91.", metavar="X", rich_help_panel=_LIMITS
+    ),
+]
+
 
 def load_model(
     model: str,

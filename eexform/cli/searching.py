@@ -22,7 +22,7 @@ from eexform.search.options import SearchOptions
 from eexform.search.run import open_run
 from eexform.training.options import TrainOptions
 
-_CANDIDATES, _EFFORT, _TRAINING, _LIMITS = "Candidates", "Effort of the search", "Head training", "Limits of every plan"
+_CANDIDATES, _EFFORT, _TRAINING = "Candidates", "Effort of the search", "Head training"
 _S, _T = SearchOptions(), TrainOptions()
 _FORMS = ("if", "stages", "multi", "torch", "plan")
 
@@ -140,23 +140,10 @@ def search(
             rich_help_panel=_EFFORT,
         ),
     ] = _S.exit_fee,
-    max_cost: Annotated[
-        str | None,
-        typer.Option(help="Mean cost: 0.7x of the model's, or a number.", metavar="X", rich_help_panel=_LIMITS),
-    ] = None,
-    max_worst: Annotated[
-        str | None, typer.Option(help="Cost of the dearest path, written alike.", metavar="X", rich_help_panel=_LIMITS)
-    ] = None,
-    max_params: Annotated[
-        str | None,
-        typer.Option(
-            help="Parameters with heads: 1.2x of the model's, or a number.", metavar="X", rich_help_panel=_LIMITS
-        ),
-    ] = None,
-    min_accuracy: Annotated[
-        str | None,
-        typer.Option(help="On select: -0.5 (points against the model), or 0.91.", metavar="X", rich_help_panel=_LIMITS),
-    ] = None,
+    max_cost: options.MaxCost = None,
+    max_worst: options.MaxWorst = None,
+    max_params: options.MaxParams = None,
+    min_accuracy: options.MinAccuracy = None,
     epochs: Annotated[
         int, typer.Option(help="Passes over head-train at most.", metavar="N", rich_help_panel=_TRAINING)
     ] = _T.epochs,

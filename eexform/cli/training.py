@@ -19,7 +19,7 @@ from eexform.search.retrain import train as run_training
 from eexform.search.run import open_run
 from eexform.training.finetune_options import AMP, OPTIMISERS, SCHEDULES, STRATEGIES, FinetuneOptions
 
-_TRAINING, _SEARCH, _LIMITS = "Fine-tuning", "The search afterwards", "Limits of every plan; default: those of RUN"
+_TRAINING, _SEARCH = "Fine-tuning", "The search afterwards"
 _F = FinetuneOptions
 
 
@@ -142,26 +142,15 @@ def train(
         int | None,
         typer.Option(help="Generations after the first; default: as in RUN.", metavar="N", rich_help_panel=_SEARCH),
     ] = None,
-    max_cost: Annotated[
-        str | None,
-        typer.Option(help="Mean cost: 0.7x of the original's, or a number.", metavar="X", rich_help_panel=_LIMITS),
-    ] = None,
-    max_worst: Annotated[
-        str | None, typer.Option(help="Cost of the dearest path, written alike.", metavar="X", rich_help_panel=_LIMITS)
-    ] = None,
-    max_params: Annotated[
-        str | None, typer.Option(help="Parameters with heads, written alike.", metavar="X", rich_help_panel=_LIMITS)
-    ] = None,
-    min_accuracy: Annotated[
-        str | None,
-        typer.Option(
-            help="On select: -0.5 (points against the original model), or 0.91.", metavar="X", rich_help_panel=_LIMITS
-        ),
-    ] = None,
+    max_cost: options.MaxCost = None,
+    max_worst: options.MaxWorst = None,
+    max_params: options.MaxParams = None,
+    min_accuracy: options.MinAccuracy = None,
 ) -> None:
     """Fine-tune a plan's trunk and heads together, then search its policy anew: a run beside the old one.
 
-    Ctrl-C keeps what is done: trained epochs, and the front so far; --resume goes on from there.
+    Limits are those of RUN where none are given. Ctrl-C keeps what is done: trained epochs, and the front so far;
+    --resume goes on from there.
     """
     folder, source = RunFolder(out), open_run(run)
     if not resume:

@@ -153,3 +153,8 @@ def test_aliases_must_agree():
         np.testing.assert_array_equal(ee.write_back(graph, state).parameters()["embed.weight"], double.numpy())
     with pytest.raises(ModelError, match="are one tensor in the graph, but differ"):
         ee.write_back(graph, {"proj.weight": double, "embed.weight": torch.eye(4)})
+
+
+def test_numbers_come_from_a_module_or_a_state_dict():
+    with pytest.raises(ModelError, match="takes a module or a state dict, found int"):
+        ee.write_back(exported(Small().eval()), 5)
