@@ -154,6 +154,12 @@ class _Training:
                     self._phase(phase, slots, task)
                     slots = {}
         self.network.load(self.standing.best_state)
+        before = self.standing.history[0]["calibrate"]["loss"]
+        if before < self.standing.best:
+            self.show.say(
+                f"warning: training made it worse: the loss on calibrate was {before:.3f} before and is "
+                f"{self.standing.best:.3f} after the best epoch; lower the learning rates, or train for longer"
+            )
         return FinetuneReport(
             graph=self.network.written_back(),
             epochs=self.standing.epoch,

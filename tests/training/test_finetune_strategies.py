@@ -155,3 +155,17 @@ def test_a_small_rest_is_left_out(rest: int, steps: int, tmp_path: Path) -> None
     few = replace(data, splits=replace(data.splits, head_train=chosen))
     tune(tmp_path, graph, data=few, epochs=1, progress=Listening())
     assert any(f"epochs of {steps} steps" in line for line in said), said
+
+
+def test_it_is_said_where_training_made_things_worse(tmp_path: Path) -> None:
+    said: list[str] = []
+
+    class Listening(Silent):
+        def say(self, text: str) -> None:
+            said.append(text)
+
+    start = tune(tmp_path / "good", flat(), epochs=3, progress=Listening()).graph
+    assert not any("made it worse" in line for line in said)
+    wild = {"learning_rate": 2.0, "trunk_learning_rate": 2.0, "epochs": 1}
+    tune(tmp_path / "bad", start, progress=Listening(), **wild)
+    assert any("training made it worse" in line for line in said)
