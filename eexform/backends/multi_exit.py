@@ -36,7 +36,7 @@ class ExitOutputs(NamedTuple):
 class Planned(Protocol):
     """A plan of a run: what can be made into a graph."""
 
-    def materialise(self) -> Graph: ...
+    def materialise(self, *, lean: bool = True) -> Graph: ...
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,8 @@ def to_torch(graph: Graph | Planned) -> nn.Module:
     """A graph, or a plan of a run, as a torch module in evaluation mode.
 
     Args:
-        graph: what to raise; weights are copied.
+        graph: what to raise; weights are copied. A plan is raised without the passes that only make it faster:
+            normalisation can be trained, and the state dict has the original's keys.
 
     Returns:
         Without exits the :class:`torch.fx.GraphModule`, with exits a :class:`MultiExitModule`.
@@ -195,7 +196,7 @@ def to_torch(graph: Graph | Planned) -> nn.Module:
             raise ModelError(
                 f"to_torch takes a graph (ee.load) or a plan of a run (run.front.pick), not {type(graph).__name__}"
             )
-        graph = graph.materialise()
+        graph = graph.materialise(lean=False)
     whole = Raiser(graph)
     whole.run()
     if not graph.exits:

@@ -24,7 +24,7 @@ USEFUL = 5.0
 class PlanSource(Protocol):
     """Turns plans into graphs and files; a run is one."""
 
-    def materialise(self, plan: Plan) -> Graph: ...
+    def materialise(self, plan: Plan, *, lean: bool = True) -> Graph: ...
 
     def export(self, plan: Plan, path: str | Path, *, form: str = "if") -> Any: ...
 
@@ -90,13 +90,16 @@ class Plan:
         exits = tuple(PlannedExit(exit_.site, exit_.head, exit_.threshold) for exit_ in self.exits)
         return Candidate(exits, self.exits[0].measure if self.exits else "max_prob", self.carry)
 
-    def materialise(self) -> Graph:
+    def materialise(self, *, lean: bool = True) -> Graph:
         """The graph with this plan's exits.
+
+        Args:
+            lean: with the passes that only make the network faster (see :meth:`eexform.search.run.Run.materialise`).
 
         Raises:
             OptionError: the plan does not belong to a run.
         """
-        return self._source().materialise(self)
+        return self._source().materialise(self, lean=lean)
 
     def export(self, path: str | Path, form: str = "if") -> Any:
         """Write the plan as an ONNX file (or a folder, for ``stages``)."""

@@ -12,8 +12,10 @@ from eexform.backends.export import export as write_form
 from eexform.data import Dataset, DataSource, load_dataset
 from eexform.errors import RunError
 from eexform.frontends.onnx import load
+from eexform.ir.flow import WIDEST
 from eexform.ir.graph import Graph
-from eexform.passes import PassContext, Pipeline, PlanStore, Recipe, Step, make
+from eexform.ir.sites import find_sites
+from eexform.passes import PassContext, Pipeline, PlanStore, Recipe, Step, get, make
 from eexform.search.folder import RunFolder
 from eexform.search.front import Front, Plan
 from eexform.search.space import EXITS
@@ -113,14 +115,47 @@ class Run:
         """
         return Recipe.parse(self.facts["recipe"], where=str(self.folder.run))
 
-    def materialise(self, plan: Plan) -> Graph:
-        """The graph with a plan's exits and trained heads."""
+    def materialise(self, plan: Plan, *, lean: bool = True) -> Graph:
+        """The graph with a plan's exits and trained heads.
+
+        Args:
+            plan: of this run.
+            lean: with the passes that only make the network faster, as exported files have them. Without,
+                normalisation is still there to be trained, and parameters have the names that they had.
+
+        Raises:
+            RunError: not ``lean``, and an exit's site is there only behind the passes left out.
+        """
         before, after = self._divided(plan)
+        if not lean:
+            before, after = _needed(before), _needed(after)
         trunk = _applied(before, self.graph, PassContext())
-        context = PassContext(heads=self.bank(trunk), exit_rates=tuple(plan.select["rates"]))
+        heads = self.bank(trunk) if lean else self.heads(plan, trunk)
+        context = PassContext(heads=heads, exit_rates=tuple(plan.select["rates"]))
         graph = _applied(after, trunk, context)
         described = {"recipe": self._recipe(plan).to_plain(), "carry": plan.carry, "objective": self.front.objective}
         return graph.replace(metadata={**graph.metadata, "eexform.plan": json.dumps(described, sort_keys=True)})
+
+    def heads(self, plan: Plan, trunk: Graph) -> PlanStore:
+        """A plan's trained heads, for its trunk without the passes that only make it faster.
+
+        Raises:
+            RunError: an exit's site is no site of ``trunk``.
+        """
+        sites = {site.value for site in find_sites(trunk, max_live=WIDEST).sites}
+        before, _ = self._divided(plan)
+        absent = [exit_.site for exit_ in plan.exits if exit_.site not in sites]
+        if absent:
+            left_out = ", ".join(name for name, _ in before if get(name).preserves_outputs)
+            raise RunError(
+                f"plan {plan.index} has an exit at {absent[0]!r}, which is no site of the trunk before {left_out}:"
+                " those passes rename values. To train, save what they make of it with `eexform apply` and search on "
+                "that; for a module, give eexform.to_torch the graph plan.materialise()"
+            )
+        known = _applied(before, self.graph, PassContext())
+        pairs = [(exit_.site, exit_.head) for exit_ in plan.exits]
+        store = PlanStore.collect(self.bank(known), known.digest, pairs)
+        return PlanStore(trunk.digest, {pair: store.trained(known.digest, *pair) for pair in pairs})
 
     def export(self, plan: Plan, path: str | Path, *, form: str = "if", thresholds_as_input: bool = False) -> Path:
         """Write a plan in a deployable form (see :func:`eexform.backends.export.export`)."""
@@ -160,6 +195,11 @@ class Run:
             train_digest=self.facts["train_digest"],
             labels=self.facts.get("labels", "given"),
         )
+
+
+def _needed(recipe: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
+    """The passes without those that only make a network faster."""
+    return [(name, parameters) for name, parameters in recipe if not get(name).preserves_outputs]
 
 
 def _applied(recipe: list[tuple[str, Any]], graph: Graph, context: PassContext) -> Graph:

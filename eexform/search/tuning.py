@@ -8,12 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from eexform.errors import EexformError, OptionError, RunError
+from eexform.errors import EexformError, OptionError
 from eexform.heads import with_parameters
 from eexform.ir.exit_nodes import head_digest
-from eexform.ir.flow import WIDEST
 from eexform.ir.graph import Graph
-from eexform.ir.sites import find_sites
 from eexform.passes import PassContext, PlanStore, TrainedHead, get, make
 from eexform.search.front import Plan
 from eexform.search.run import Run
@@ -61,11 +59,9 @@ def tuning_of(run: Run, plan: Plan) -> Tuning:
     before = plan.recipe[: names.index(EXITS)]
     kept = [(name, dict(given)) for name, given in before if not get(name).preserves_outputs]
     later = [(name, dict(given)) for name, given in before if get(name).preserves_outputs]
-    folded, trunk = _applied(before, run.graph), _applied(kept, run.graph)
-    _check_sites(plan, trunk, [name for name, _ in later])
+    trunk = _applied(kept, run.graph)
     heads = {exit_.site: exit_.head for exit_ in plan.exits}
-    store = PlanStore.collect(run.bank(folded), folded.digest, heads.items())
-    moved = PlanStore(trunk.digest, {pair: store.trained(folded.digest, *pair) for pair in heads.items()})
+    moved = run.heads(plan, trunk)
     inserted = make(
         EXITS,
         sites=tuple(heads),
@@ -81,17 +77,6 @@ def _applied(passes: BoundRecipe, graph: Graph) -> Graph:
     for name, parameters in passes:
         graph = make(name, **parameters)(graph, PassContext()).graph
     return graph
-
-
-def _check_sites(plan: Plan, trunk: Graph, left_out: list[str]) -> None:
-    found = {site.value for site in find_sites(trunk, max_live=WIDEST).sites}
-    absent = [exit_.site for exit_ in plan.exits if exit_.site not in found]
-    if absent:
-        raise RunError(
-            f"plan {plan.index} has an exit at {absent[0]!r}, which is no site of the trunk before "
-            f"{', '.join(left_out)}: those passes rename values, and they are left out while training; save what they "
-            "make of the model with `eexform apply` and search on that"
-        )
 
 
 def _steps(run: Run, later: BoundRecipe, heads: Mapping[str, str]) -> BoundRecipe:

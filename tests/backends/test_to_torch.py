@@ -43,7 +43,7 @@ def test_without_exits_it_is_the_fx_module_in_evaluation_mode():
 
 def test_a_plan_is_materialised():
     class Plan:
-        def materialise(self) -> ee.Graph:
+        def materialise(self, *, lean: bool = True) -> ee.Graph:
             return nets.with_exits("resnet", 2)
 
     assert len(ee.to_torch(Plan()).thresholds) == 2

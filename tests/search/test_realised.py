@@ -6,9 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from eexform.backends import ort
 from eexform.backends.lower_multi import lower_multi
+from eexform.backends.multi_exit import to_torch
 from eexform.ir import policy
 from eexform.report.apply import apply
 from eexform.search.run import Run, open_run
@@ -33,6 +35,22 @@ def test_exported_file_realises_the_prediction(done: Run, tmp_path: Path) -> Non
         session = ort.session(tmp_path / "ee.onnx")
         parts = [ort.run(session, batch.feeds) for batch in data.batches("test", 32)]
         index, scores = (np.concatenate([part[name] for part in parts]) for name in ("exit_index", done.graph.final))
+        check_realised(plan, plan.materialise(), data, "test", index, scores)
+
+
+@pytest.mark.parametrize("lean", [True, False])
+def test_a_module_realises_the_prediction(done: Run, lean: bool) -> None:
+    """As exported, or with normalisation still there to be trained and the original's names."""
+    data = tiny.digits(1797).bind(done.graph)
+    for plan in chosen(done, count=1):
+        module = to_torch(plan.materialise() if lean else plan)
+        kept = {name for name in module.state_dict() if not name.startswith("exit")}
+        own = set(done.graph.parameters())
+        assert (kept >= own) is not lean
+        with torch.no_grad():
+            parts = [module(*map(torch.from_numpy, batch.feeds.values())) for batch in data.batches("test", 100)]
+        index = np.concatenate([part.exit_index.numpy() for part in parts])
+        scores = np.concatenate([part.logits.numpy() for part in parts])
         check_realised(plan, plan.materialise(), data, "test", index, scores)
 
 
