@@ -200,7 +200,8 @@ def _loop(
 
     def act(place: int, value: torch.Tensor) -> torch.Tensor:
         name, alpha, beta = functions[place]
-        # gates are clipped; the cell on its way out is not, which the standard leaves open and onnxruntime does so
+        # Gates are clipped, as onnxruntime does. The standard's words could also mean the cell on its way out; onnx's
+        # suite has no case.
         clipped = torch.clamp(value, -clip, clip) if clip and place < _GATE_FUNCTIONS else value
         return _ACTIVATIONS[name](clipped, alpha, beta)
 

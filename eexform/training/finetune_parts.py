@@ -26,7 +26,7 @@ class Teacher:
     """The original trunk, which only answers.
 
     Torch runs it where the student is computed in half precision or on an accelerator; in float32 on a CPU onnxruntime
-    is the faster one (by a third on ResNet-20).
+    was never the slower one.
     """
 
     def __init__(self, graph: Graph, arithmetic: Arithmetic) -> None:

@@ -35,18 +35,20 @@ def bound(graph: Graph, *heads: str, batch: int = 32) -> int:
 def test_peak_does_not_grow_with_the_data(tmp_path: Path) -> None:
     """Everything numpy holds, which is all but the heads themselves; the samples are there before."""
     graph = tiny.trained()
-    peaks = {}
-    for count in (600, 600, 1797):  # once to warm up
+    peaks: dict[int, int] = {}
+    # the least of several: how far the threads run ahead of each other is luck, and the first run warms up
+    for place, count in enumerate((600, 600, 600, 1797, 1797, 1797)):
         data = tiny.digits(count)
-        folder = tmp_path / f"{count}{len(peaks)}"
+        folder = tmp_path / f"{count}-{place}"
         tracemalloc.start()
         before, _ = tracemalloc.get_traced_memory()
         _, report = support.train(folder, graph, data, options=replace(OPTIONS, batch_size=64))
-        peaks[count] = tracemalloc.get_traced_memory()[1] - before
+        peak = tracemalloc.get_traced_memory()[1] - before
+        peaks[count] = min(peak, peaks.get(count, peak))
         tracemalloc.stop()
     labels_and_order = 3 * 8 * 1797
-    # how far the threads run ahead of each other is luck; three times the samples would be three times as much
-    assert peaks[1797] < 2 * peaks[600] + labels_and_order
+    # three times the samples would be three times as much
+    assert peaks[1797] < 1.4 * peaks[600] + labels_and_order
     assert peaks[1797] < report.memory_bytes
 
 
