@@ -11,10 +11,16 @@ assert ee.verify("ee.onnx", graph, data.bind(graph)).ok
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from eexform._version import __version__
+
+# Since 1.31 onnxruntime reports its use over the network from a thread that it starts on import. Nobody asked for that,
+# and the thread can abort the process as it ends, after all work is done (seen: exit code -6 instead of 130). It looks
+# at this variable once, before anything of it runs; who wants the reports sets it to 0.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
     from eexform.backends.export import export

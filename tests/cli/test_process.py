@@ -8,6 +8,7 @@ import re
 import resource
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -46,6 +47,29 @@ def interrupted(arguments: list[object], when: Callable[[], bool], errors: Path)
         finally:
             process.kill()
     return Done(process.returncode, out, errors.read_text())
+
+
+THREADS = """
+import os, eexform.backends.ort, onnxruntime
+with open("/proc/self/maps") as maps:
+    assert "onnxruntime" in maps.read()
+print(len(os.listdir("/proc/self/task")))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are counted in /proc")
+def test_no_thread_that_reports_home() -> None:
+    """Such a thread sends what nobody asked for, and may abort a process that is done."""
+    quiet = environment(OPENBLAS_NUM_THREADS="1")
+    counts = {}
+    for off, variables in (("default", {}), ("0", {"ORT_DISABLE_TELEMETRY": "0"})):
+        quiet.pop("ORT_DISABLE_TELEMETRY", None)  # this process imported eexform: it is set already
+        done = subprocess.run(
+            [sys.executable, "-c", THREADS], capture_output=True, text=True, check=True, env={**quiet, **variables}
+        )
+        counts[off] = int(done.stdout)
+    assert counts["default"] == 1
+    assert counts["0"] >= counts["default"]
 
 
 def lines(path: Path) -> int:
