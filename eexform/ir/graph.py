@@ -15,6 +15,7 @@ from eexform.ir.types import TensorType
 
 if TYPE_CHECKING:
     from eexform.ir.flow import DataFlow
+    from eexform.ir.groups import ChannelGroups
 
 BATCH = "N"
 """Symbol of the batch dimension of every graph that the front doors return."""
@@ -132,6 +133,13 @@ class Graph:
         from eexform.ir.flow import DataFlow
 
         return DataFlow(self)
+
+    @cached_property
+    def groups(self) -> ChannelGroups:
+        """Channels that must be cut together (see :func:`eexform.ir.groups.find_groups`)."""
+        from eexform.ir.groups import find_groups
+
+        return find_groups(self)
 
     @cached_property
     def digest(self) -> str:
