@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from eexform.search.options import SearchOptions
     from eexform.search.retrain import train
     from eexform.search.run import Run, open_run
+    from eexform.training.distill import distill
     from eexform.training.finetune_options import FinetuneOptions
     from eexform.training.options import TrainOptions
     from eexform.verification.bench import bench
@@ -65,6 +66,7 @@ _HOME = {
     "TrainOptions": "eexform.training.options",
     "apply": "eexform.report.apply",
     "bench": "eexform.verification.bench",
+    "distill": "eexform.training.distill",
     "export": "eexform.backends.export",
     "find_sites": "eexform.ir.sites",
     "from_model": "eexform.frontends.onnx",
@@ -98,6 +100,7 @@ __all__ = [
     "__version__",
     "apply",
     "bench",
+    "distill",
     "export",
     "find_sites",
     "from_model",

@@ -15,6 +15,7 @@ GROUPS = (
     "eexform.measures",
     "eexform.data_sources",
     "eexform.losses",
+    "eexform.criteria",
 )
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from eexform.ir.graph import Graph
 from eexform.passes import _instruments
+from eexform.pruning.samples import CalibrationData
 from eexform.tunables import Domain, check_parameters, tunable_fields
 
 
@@ -54,12 +55,20 @@ class PassContext:
         node_costs: additive cost per node under the search's cost model, for passes that weigh work; ``None`` means
             multiply-accumulates.
         seed: for passes that draw random numbers.
+        samples: for passes that have to look at data; ``None`` where there are none.
+        reference: the graph before anything was cut, which the passes that mend a cut compare with. A pipeline sets it
+            to the graph that it starts from, where it is ``None``.
+        arrays: stored parameters by their digest (:func:`eexform.ir.digest.digest_arrays`), each set by name; what
+            ``set_parameters`` looks up.
     """
 
     heads: HeadStore | None = None
     exit_rates: tuple[float, ...] | None = None
     node_costs: Callable[[Graph], Mapping[str, float]] | None = None
     seed: int = 0
+    samples: CalibrationData | None = None
+    reference: Graph | None = None
+    arrays: Mapping[str, Mapping[str, np.ndarray]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -79,12 +88,17 @@ class PassResult:
         changed: whether ``graph`` differs from the input.
         skipped: places where nothing happened, each with a reason that a user can read.
         notes: what was done, one line each.
+        replay: passes that do the same to the same graph from what they hold themselves, without data or random
+            numbers; ``None`` where the pass itself does. ``Recipe.of(replay)`` is the settled recipe.
+        arrays: parameters that the replay needs in ``context.arrays``, by digest.
     """
 
     graph: Graph
     changed: bool
     skipped: tuple[Skip, ...] = field(default=())
     notes: tuple[str, ...] = field(default=())
+    replay: tuple[Pass, ...] | None = None
+    arrays: Mapping[str, Mapping[str, np.ndarray]] = field(default_factory=dict)
 
 
 class Pass(ABC):
@@ -100,6 +114,9 @@ class Pass(ABC):
 
     preserves_outputs: ClassVar[bool] = False
     """True where every output is the same numbers before and after (up to rounding); the test-suite checks it."""
+
+    keeps_structure: ClassVar[bool] = False
+    """True where a pass changes numbers only: nodes stay, and so does every cost (a bias may come in)."""
 
     composite: ClassVar[bool] = False
     """True for passes made of passes: instruments watch the parts, not the whole."""

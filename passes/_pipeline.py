@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
+
+import numpy as np
 
 from eexform.errors import EexformError, PassError
 from eexform.ir.graph import Graph
@@ -26,12 +28,19 @@ class Pipeline(Pass):
     def run(self, graph: Graph, context: PassContext) -> PassResult:
         """Apply every step to the result of the one before it.
 
+        The graph that comes in is the reference of every step, unless the context has one. The result's ``replay`` is
+        always given, flat: a step that needs none stands for itself.
+
         Raises:
             PassError: a step failed; the message names it and the steps that ran before it.
         """
+        if context.reference is None:
+            context = replace(context, reference=graph)
         changed = False
         skipped: list[Skip] = []
         notes: list[str] = []
+        settled: list[Pass] = []
+        arrays: dict[str, Mapping[str, np.ndarray]] = {}
         for place, step in enumerate(self.steps):
             try:
                 result = step(graph, context)
@@ -44,7 +53,9 @@ class Pipeline(Pass):
             changed = changed or result.changed
             skipped += [Skip(f"{step.name}: {skip.where}", skip.why) for skip in result.skipped]
             notes += [f"{step.name}: {note}" for note in result.notes]
-        return PassResult(graph, changed, tuple(skipped), tuple(notes))
+            settled += (step,) if result.replay is None else result.replay
+            arrays.update(result.arrays)
+        return PassResult(graph, changed, tuple(skipped), tuple(notes), tuple(settled), arrays)
 
 
 def _carried(context: PassContext, before: Graph, after: Graph) -> PassContext:

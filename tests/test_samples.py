@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -57,6 +58,18 @@ def test_python_api(retrofitted: tuple[Path, str], tmp_path: Path) -> None:
     assert "state done" in printed
     assert printed.count(": verified") == 2
     assert (tmp_path / "stages" / "manifest.json").is_file()
+
+
+def test_prune_onnx(retrofitted: tuple[Path, str], tmp_path: Path) -> None:
+    folder, _ = retrofitted
+    given = (folder / "model.onnx", folder / "digits.npz", "--select-from", "test")
+    printed = _run("prune_onnx.py", *given, "--out", tmp_path, "--epochs", "2")
+    assert "layer0: 512 width, prunable" in printed
+    assert "the plan alone gives the same network: True" in printed
+    figures = dict(re.findall(r"^(.+): ([\d,]+) MACs, 9\d", printed, re.MULTILINE))  # per cent right
+    macs = {name: int(count.replace(",", "")) for name, count in figures.items()}
+    assert macs["pruned"] == macs["taught"] <= 0.5 * macs["the model"]
+    assert {"plan.json", "plan.safetensors", "small.onnx", "taught.onnx"} <= {p.name for p in tmp_path.iterdir()}
 
 
 def test_own_pass(retrofitted: tuple[Path, str], tmp_path: Path) -> None:

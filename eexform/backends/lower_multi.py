@@ -20,11 +20,12 @@ def output_names(graph: Graph) -> tuple[str, ...]:
     return (graph.final, *(f"exit{place}" for place in places), *learned)
 
 
-def lower_multi(graph: Graph) -> onnx.ModelProto:
+def lower_multi(graph: Graph, *, alone: bool = False) -> onnx.ModelProto:
     """All exits' scores as outputs; who runs the file decides which to use.
 
     Args:
         graph: a graph with exits.
+        alone: also one without any, whose final scores are then all scores.
 
     Returns:
         A model with the outputs: final scores under the original output's name, ``exit0``, ``exit1``, ...; behind
@@ -33,7 +34,7 @@ def lower_multi(graph: Graph) -> onnx.ModelProto:
     Raises:
         GraphError: the graph has no exits.
     """
-    if not graph.exits:
+    if not graph.exits and not alone:
         raise GraphError("the graph has no exits, so there is nothing to lower; run the pass insert_exits first")
     outputs = output_names(graph)
     values = outputs_of(graph.final, graph.exits)

@@ -16,7 +16,7 @@ from typing import Any
 import typer
 
 import eexform
-from eexform.cli import checking, models, quick, searching, training
+from eexform.cli import checking, distilling, models, quick, searching, training
 from eexform.cli.help import WIDTH, PlainCommand, PlainGroup, examples
 from eexform.cli.output import errors
 from eexform.errors import EexformError
@@ -41,9 +41,11 @@ def _register(function: Any, *lines: str) -> None:
 
 _register(quick.quickstart, "eexform quickstart", "eexform quickstart --out first-try --seed 1")
 _register(models.inspect, "eexform inspect model.onnx", "eexform inspect model.onnx --rejected --json")
+_register(models.groups, "eexform groups model.onnx", "eexform groups model.onnx --frozen --json")
 _register(
     searching.search,
     "eexform search model.onnx --data digits --out runs/r1",
+    "eexform search model.onnx --data digits --prune --trunks 3 --trunk-epochs 30 --out runs/r1-pruned",
     "eexform search resnet.onnx --data cifar.npz --layout nhwc --scale 1/255 --select-from test --augment flip,crop:4 "
     "--out runs/r2",
     "eexform search resnet.onnx --data images/ --preset imagenet --resize 256 --crop 224x224 "
@@ -67,6 +69,14 @@ _register(
     "eexform train runs/r1 --pick knee --strategy joint --epochs 20 --out runs/r1-joint --resume",
 )
 _register(
+    distilling.distill,
+    "eexform distill small.onnx --teacher model.onnx --data digits --epochs 20 --out taught.onnx",
+    "eexform distill small.onnx --teacher resnet.onnx --data cifar.npz --layout nhwc --scale 1/255 --select-from test "
+    "--augment flip,crop:4 --epochs 60 --lr 0.05 --out taught.onnx",
+    "eexform distill small.onnx --teacher model.onnx --data images/ --preset imagenet --resize 256 --crop 224x224 "
+    "--labels none --out taught.onnx --resume",
+)
+_register(
     checking.verify,
     "eexform verify ee.onnx --against model.onnx --run runs/r1",
     "eexform verify stages/ --against model.onnx --data test.npz --layout nhwc --scale 1/255 --samples 1000",
@@ -84,6 +94,7 @@ _register(
 _register(models.passes, "eexform passes", "eexform passes --json")
 _register(models.costs, "eexform costs", "eexform costs --json")
 _register(training.losses, "eexform losses", "eexform losses --json")
+_register(models.criteria, "eexform criteria", "eexform criteria --json")
 
 
 def _version(show: bool) -> None:

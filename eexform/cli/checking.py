@@ -89,7 +89,10 @@ def verify(
                 tasks.append(stack.enter_context(bars.task("verifying", total)))
             tasks[0].advance(1 if made else 0, name)
 
-        found = check_file(exported, graph, dataset, samples=samples, split=split, threads=threads, progress=report)
+        arrays = None if run is None else open_run(run).context().arrays
+        found = check_file(
+            exported, graph, dataset, samples=samples, split=split, threads=threads, progress=report, arrays=arrays
+        )
         tasks[0].advance(1, f"{len(found.checks)} checks")
     show(found.to_json(), as_json, tables.verification)
     if not found.ok:

@@ -15,15 +15,18 @@ from eexform.errors import OptionError, suggest
 from eexform.passes import Recipe
 from eexform.report import tables
 from eexform.report.pareto import pareto as front_of
+from eexform.search.driver import ROUND_TO, pruning_recipe
 from eexform.search.driver import search as run_search
 from eexform.search.folder import RunFolder
 from eexform.search.limits import Limits
 from eexform.search.options import SearchOptions
 from eexform.search.run import open_run
+from eexform.search.trunk_options import TrunkOptions
 from eexform.training.options import TrainOptions
 
 _CANDIDATES, _EFFORT, _TRAINING = "Candidates", "Effort of the search", "Head training"
-_S, _T = SearchOptions(), TrainOptions()
+_TRUNKS = "Trunks (--prune, or a recipe with something left open)"
+_S, _T, _P = SearchOptions(), TrainOptions(), TrunkOptions()
 _FORMS = ("if", "stages", "multi", "torch", "plan")
 
 
@@ -49,6 +52,14 @@ def search(
             metavar="RECIPE",
         ),
     ] = None,
+    prune: Annotated[
+        bool,
+        typer.Option(
+            "--prune",
+            help="Search smaller trunks as well, and exits for each: a recipe of drop_blocks, prune_channels, repair, "
+            "fold_batch_norm and insert_exits, with what the first two cut left open.",
+        ),
+    ] = False,
     seed: Annotated[int, typer.Option(help="Seed of head training and search.", metavar="N")] = 0,
     threads: Annotated[int, typer.Option(help="Threads; 0: one per core.", metavar="N")] = 0,
     as_json: options.Json = False,
@@ -178,6 +189,67 @@ def search(
             rich_help_panel=_TRAINING,
         ),
     ] = _T.patience,
+    trunks: Annotated[
+        int,
+        typer.Option(help="Trunks that get exits, besides the original.", metavar="N", rich_help_panel=_TRUNKS),
+    ] = _P.survivors,
+    trunk_epochs: Annotated[
+        int,
+        typer.Option(
+            help="Passes over head-train for training trunks (distillation), all together: shared out by successive "
+            "halving. 0: they are only repaired.",
+            metavar="N",
+            rich_help_panel=_TRUNKS,
+        ),
+    ] = _P.epochs,
+    proxy_samples: Annotated[
+        int,
+        typer.Option(
+            help="Samples of head-train that pruning and repair may look at, and at most so many of calibrate that "
+            "trunks are ranked by.",
+            metavar="N",
+            rich_help_panel=_TRUNKS,
+        ),
+    ] = _P.samples,
+    trunk_population: Annotated[
+        int,
+        typer.Option(help="Trunks per generation, a multiple of 4.", metavar="N", rich_help_panel=_TRUNKS),
+    ] = _P.population,
+    trunk_generations: Annotated[
+        int, typer.Option(help="Generations of trunks after the first.", metavar="N", rich_help_panel=_TRUNKS)
+    ] = _P.generations,
+    trunk_lr: Annotated[
+        float | None,
+        typer.Option(
+            help="Peak of the learning rate of trunks. Default: as in `eexform distill`.",
+            metavar="X",
+            rich_help_panel=_TRUNKS,
+        ),
+    ] = None,
+    trunk_batch_size: Annotated[
+        int | None,
+        typer.Option(
+            help="Samples per step there. Default: as in `eexform distill`.", metavar="N", rich_help_panel=_TRUNKS
+        ),
+    ] = None,
+    round_to: Annotated[
+        int,
+        typer.Option(
+            help="With --prune: cut groups keep a multiple of so many channels.", metavar="N", rich_help_panel=_TRUNKS
+        ),
+    ] = ROUND_TO,
+    no_exits: Annotated[
+        bool,
+        typer.Option("--no-exits", help="Search trunks alone: no heads, no exits.", rich_help_panel=_TRUNKS),
+    ] = False,
+    device: Annotated[
+        str,
+        typer.Option(
+            help="Where to train trunks: auto (CUDA where there is one), cpu, cuda, cuda:1...",
+            metavar="DEVICE",
+            rich_help_panel=_TRUNKS,
+        ),
+    ] = "auto",
     scores: options.Scores = None,
     output: options.Output = None,
     shape: options.Shape = None,
@@ -216,7 +288,21 @@ def search(
         seed=seed,
     )
     limits = Limits(max_cost, max_worst, max_params, min_accuracy)
+    if prune and recipe is not None:
+        raise OptionError("--prune is a recipe of its own; leave it out, or --recipe")
     passes = None if recipe is None else Recipe.load(recipe)
+    if prune:
+        passes = pruning_recipe(round_to)
+    smaller = TrunkOptions(
+        survivors=trunks,
+        epochs=trunk_epochs,
+        population=trunk_population,
+        generations=trunk_generations,
+        samples=proxy_samples,
+        exits=not no_exits,
+        learning_rate=trunk_lr,
+        batch_size=trunk_batch_size,
+    )
     preprocess = Preprocess.parse(
         preset=preset,
         layout=layout,
@@ -258,8 +344,10 @@ def search(
             options=effort,
             train=training,
             limits=limits,
+            trunks=smaller,
             resume=resume,
             progress=Bars(errors, quiet=quiet),
+            device=device,
         )
     except KeyboardInterrupt:
         if folder.exists:
@@ -321,7 +409,7 @@ def export(
     options.check_target(out, folder=form == "stages")
     opened = open_run(run)
     plan = opened.front.pick(pick)
-    if not plan.exits:
+    if not plan.exits and opened.is_original(plan):
         raise OptionError(
             f"--pick {pick}: this is plan {plan.index}, the model alone without any exit, and there is nothing to "
             "write; allow a lower accuracy, or give an index (see `eexform pareto`)"

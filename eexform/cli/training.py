@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from eexform.cli import options
+from eexform.cli import options, tuning
 from eexform.cli.output import errors, show
 from eexform.cli.progress import Bars
 from eexform.report import tables
@@ -17,9 +17,9 @@ from eexform.search.limits import Limits
 from eexform.search.retrain import default_losses
 from eexform.search.retrain import train as run_training
 from eexform.search.run import open_run
-from eexform.training.finetune_options import AMP, OPTIMISERS, SCHEDULES, STRATEGIES, FinetuneOptions
+from eexform.training.finetune_options import STRATEGIES, FinetuneOptions
 
-_TRAINING, _SEARCH = "Fine-tuning", "The search afterwards"
+_TRAINING, _SEARCH = tuning.PANEL, "The search afterwards"
 _F = FinetuneOptions
 
 
@@ -34,10 +34,7 @@ def train(
     ] = False,
     seed: Annotated[int, typer.Option(help="Seed of training and search.", metavar="N", min=0)] = _F.seed,
     threads: Annotated[int, typer.Option(help="Threads; 0: one per core.", metavar="N", min=0)] = 0,
-    device: Annotated[
-        str,
-        typer.Option(help="Where to train: auto (CUDA where there is one), cpu, cuda, cuda:1...", metavar="DEVICE"),
-    ] = "auto",
+    device: tuning.Device = "auto",
     data: Annotated[
         str | None, typer.Option(help="Where the samples of RUN are now, if they have moved.", metavar="DATA")
     ] = None,
@@ -48,7 +45,8 @@ def train(
         typer.Option(
             help=f"{' | '.join(STRATEGIES)}. frozen: the heads go on alone. joint: trunk and heads go on together. "
             "mixed: heads start anew, everything is trained at once. heads-then-joint: new heads alone for "
-            "--head-epochs, then everything.",
+            "--head-epochs, then everything. distill: as joint, by the original's answers rather than by labels; of a "
+            "plan that made the network smaller, with exits or without.",
             metavar="NAME",
             rich_help_panel=_TRAINING,
         ),
@@ -66,7 +64,8 @@ def train(
         list[str] | None,
         typer.Option(
             help="A term of the loss, such as distill:weight=0.5 (see `eexform losses`). Repeatable; terms add up. "
-            "Default: cross_entropy and distill:weight=0.5,temperature=2, or without labels distillation alone; "
+            "Default: cross_entropy and distill:weight=0.5,temperature=2 (distill: the other way round, see "
+            "docs/training.md), or without labels distillation alone; "
             "confidence_bce too where heads have gates.",
             metavar="LOSS",
             rich_help_panel=_TRAINING,
@@ -80,60 +79,24 @@ def train(
             rich_help_panel=_TRAINING,
         ),
     ] = _F.exit_weights,
-    batch_size: Annotated[
-        int, typer.Option(help="Samples per step.", metavar="N", rich_help_panel=_TRAINING)
-    ] = _F.batch_size,
-    optimiser: Annotated[
-        str, typer.Option(help=" | ".join(OPTIMISERS), metavar="NAME", rich_help_panel=_TRAINING)
-    ] = _F.optimiser,
+    batch_size: tuning.BatchSize = _F.batch_size,
+    optimiser: tuning.Optimiser = _F.optimiser,
     learning_rate: Annotated[
         float, typer.Option("--lr", help="Peak for the heads.", metavar="X", rich_help_panel=_TRAINING)
     ] = _F.learning_rate,
     trunk_learning_rate: Annotated[
         float, typer.Option("--trunk-lr", help="Peak for the trunk.", metavar="X", rich_help_panel=_TRAINING)
     ] = _F.trunk_learning_rate,
-    momentum: Annotated[float, typer.Option(help="Of sgd.", metavar="X", rich_help_panel=_TRAINING)] = _F.momentum,
-    nesterov: Annotated[
-        bool,
-        typer.Option("--nesterov/--no-nesterov", help="Whether sgd looks ahead.", rich_help_panel=_TRAINING),
-    ] = _F.nesterov,
-    weight_decay: Annotated[
-        float,
-        typer.Option(help="Not of scales, shifts and biases.", metavar="X", rich_help_panel=_TRAINING),
-    ] = _F.weight_decay,
-    schedule: Annotated[
-        str, typer.Option(help=f"{' | '.join(SCHEDULES)}.", metavar="NAME", rich_help_panel=_TRAINING)
-    ] = _F.schedule,
-    warmup: Annotated[
-        float, typer.Option(help="Share of the steps spent warming up.", metavar="X", rich_help_panel=_TRAINING)
-    ] = _F.warmup,
-    clip: Annotated[
-        float, typer.Option(help="Norm that the gradient is cut to; 0: off.", metavar="X", rich_help_panel=_TRAINING)
-    ] = _F.clip,
-    ema: Annotated[
-        float,
-        typer.Option(help="Decay of averaged parameters; 0: no averaging.", metavar="X", rich_help_panel=_TRAINING),
-    ] = _F.ema,
-    patience: Annotated[
-        int,
-        typer.Option(
-            help="Stop after so many epochs without gain on calibrate; 0: never.",
-            metavar="N",
-            rich_help_panel=_TRAINING,
-        ),
-    ] = _F.patience,
-    amp: Annotated[
-        str,
-        typer.Option(
-            help=f"Precision of the forward pass: {' | '.join(AMP)}. auto: half where the device computes with it.",
-            metavar="KIND",
-            rich_help_panel=_TRAINING,
-        ),
-    ] = _F.amp,
-    label_smoothing: Annotated[
-        float,
-        typer.Option(help="Share of the target spread over all classes.", metavar="X", rich_help_panel=_TRAINING),
-    ] = _F.label_smoothing,
+    momentum: tuning.Momentum = _F.momentum,
+    nesterov: tuning.Nesterov = _F.nesterov,
+    weight_decay: tuning.WeightDecay = _F.weight_decay,
+    schedule: tuning.Schedule = _F.schedule,
+    warmup: tuning.Warmup = _F.warmup,
+    clip: tuning.Clip = _F.clip,
+    ema: tuning.Ema = _F.ema,
+    patience: tuning.Patience = _F.patience,
+    amp: tuning.Amp = _F.amp,
+    label_smoothing: tuning.LabelSmoothing = _F.label_smoothing,
     population: Annotated[
         int | None,
         typer.Option(help="Individuals per generation; default: as in RUN.", metavar="N", rich_help_panel=_SEARCH),
@@ -156,7 +119,7 @@ def train(
     if not resume:
         folder.fresh()
     plan = source.front.pick(pick)
-    tuning = FinetuneOptions(
+    settings = FinetuneOptions(
         strategy=strategy,
         epochs=epochs,
         head_epochs=head_epochs,
@@ -173,7 +136,7 @@ def train(
         ema=ema,
         patience=patience,
         amp=amp,
-        losses=tuple(loss or default_losses(source, plan)),
+        losses=tuple(loss or default_losses(source, plan, strategy)),
         exit_weights=exit_weights,
         label_smoothing=label_smoothing,
         seed=seed,
@@ -184,7 +147,7 @@ def train(
             source,
             pick=pick,
             out=out,
-            options=tuning,
+            options=settings,
             data=data,
             resume=resume,
             population=population,

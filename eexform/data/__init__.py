@@ -2,6 +2,7 @@
 
 from eexform.data.arrays import ArraySource
 from eexform.data.augment import Augment
+from eexform.data.calibration import Calibration
 from eexform.data.dataset import Batch, Dataset, LabelMode
 from eexform.data.duplicates import describe_duplicates, find_duplicates
 from eexform.data.memorisation import Memorisation, memorisation
@@ -15,6 +16,7 @@ __all__ = [
     "ArraySource",
     "Augment",
     "Batch",
+    "Calibration",
     "DataSource",
     "Dataset",
     "LabelMode",

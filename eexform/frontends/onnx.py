@@ -7,6 +7,7 @@ inlined, ``Constant`` nodes are initialisers), node and value names unique, the 
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -95,6 +96,8 @@ def from_model(
         raise ModelError("there is no network in it; the file is empty, truncated or another kind of file")
     opset.standard_version(model)
     properties = {prop.key: prop.value for prop in model.metadata_props}
+    if _exported_alone(properties):  # a plan without exits is an ordinary network
+        properties = {key: text for key, text in properties.items() if key not in _ABOUT_EXPORT}
     if properties.get("eexform.form"):
         raise ModelError(
             f"this network already has its exits built in (form {properties['eexform.form']!r}); load the model it was "
@@ -127,6 +130,17 @@ def from_model(
     except GraphError as error:
         raise ModelError(str(error)) from error
     return graph
+
+
+_ABOUT_EXPORT = ("eexform.version", "eexform.form", "eexform.plan", "eexform.trunk_digest")
+
+
+def _exported_alone(properties: Mapping[str, str]) -> bool:
+    """Whether the file was exported from a plan that has no exits."""
+    try:
+        return "eexform.form" in properties and json.loads(properties.get("eexform.plan", "{}")).get("exits") == []
+    except (ValueError, AttributeError):
+        return False
 
 
 def _validate(model: onnx.ModelProto, external: ExternalData) -> None:

@@ -231,6 +231,7 @@ def applied(plain: Mapping[str, Any]) -> RenderableType:
         f"wrote {plain['out']} ({form}): {plain['nodes']} nodes before lowering, {count(len(plain['exits']), 'exit')}"
         + ("" if plain["changed"] else "; no pass changed anything")
     ]
+    lines += [] if plain["plan"] is None else [f"wrote {plain['plan']}: the settled plan"]
     lines += [f"  {note}" for note in plain["notes"]]
     lines += [f"  skipped {skip['where']}: {skip['why']}" for skip in plain["skipped"]]
     return Group(*paragraphs(lines))
@@ -251,6 +252,13 @@ def costs(plain: Mapping[str, Any]) -> RenderableType:
 def losses(plain: Mapping[str, Any]) -> RenderableType:
     """Of ``eexform losses``."""
     return _listing(plain["losses"], "settings", lambda entry: "")
+
+
+def criteria(plain: Mapping[str, Any]) -> RenderableType:
+    """Of ``eexform criteria``."""
+    return _listing(
+        plain["criteria"], "settings", lambda entry: f", needs {' and '.join(entry['needs'])}" if entry["needs"] else ""
+    )
 
 
 def _listing(entries: Sequence[Mapping[str, Any]], key: str, about: Any) -> RenderableType:

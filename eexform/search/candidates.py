@@ -111,7 +111,6 @@ def _check_gates(heads: Mapping[str, Sequence[HeadSpec]], given: Mapping[str, An
 def _named(options: SearchOptions, given: Mapping[str, Any]) -> tuple[str, ...] | None:
     """Values that are to be the candidate sites; ``None`` where that is left to us."""
     if "sites" in given:
-        need(len(given["sites"]) > 0, "the recipe gives insert_exits no sites: there is nothing to search", OptionError)
         named: tuple[str, ...] | None = tuple(map(str, given["sites"]))
     else:
         named = options.sites or None

@@ -10,32 +10,46 @@ from typing import Any
 import numpy as np
 
 from eexform import files
-from eexform.cost_models import CostModel, PathCosts, parse
+from eexform.cost_models import CostModel, parse
 from eexform.data import Dataset
 from eexform.errors import OptionError, need
 from eexform.ir.graph import Graph
-from eexform.passes import PassContext, Recipe, Step
+from eexform.passes import Recipe, Step, get
 from eexform.progress import Progress, Silent
-from eexform.search.bits import BitScorer
-from eexform.search.evaluation import Evaluation
+from eexform.search.exits import ExitSearch, Found, unite
 from eexform.search.folder import RunFolder
 from eexform.search.front import build_front, describe_plan
-from eexform.search.genome import Individual
-from eexform.search.journal import Journal
 from eexform.search.ledger import begin, outcome, timed
 from eexform.search.limits import Limits
-from eexform.search.nsga2 import Settings, State, evolve
 from eexform.search.options import SearchOptions
-from eexform.search.results import memorised, nearest, plan_of, without_exits
+from eexform.search.results import memorised, without_exits
 from eexform.search.run import Run, open_run
 from eexform.search.scorer import Candidate, Scorer
-from eexform.search.space import EXITS, Space, build_space
+from eexform.search.settling import BoundRecipe, replay_passes
+from eexform.search.space import EXITS
 from eexform.search.stored_costs import model_settings
-from eexform.search.variants import BoundRecipe, Origin, Variant, Variants
+from eexform.search.trunk_options import TrunkOptions
+from eexform.search.trunk_trials import Trunk, params_of
+from eexform.search.trunks import TrunkStage
+from eexform.search.variants import Origin, Variant, Variants
 from eexform.training.options import TrainOptions
 
 DEFAULT_RECIPE: tuple[tuple[str, Mapping[str, Any]], ...] = (("fold_batch_norm", {}), (EXITS, {}))
 """Batch normalisation of the trunk is folded, then exits are inserted; runtimes fold that of the heads on loading."""
+
+ROUND_TO = 8
+"""Layers of pruned trunks have a multiple of so many channels: CPU runtimes compute in blocks of 8 (16 with AVX-512),
+and a layer of 13 channels can take longer than the 16 that it had."""
+
+
+def pruning_recipe(round_to: int = ROUND_TO) -> Recipe:
+    """What is searched with ``--prune``: blocks that go, the share of channels that each family loses, then exits.
+
+    Args:
+        round_to: what is left of a group that is cut is a multiple of this many channels.
+    """
+    cutting = [("drop_blocks", {}), ("prune_channels", {"criterion": "l2", "round_to": round_to})]
+    return Recipe(tuple(Step(name, given) for name, given in (*cutting, ("repair", {}), *DEFAULT_RECIPE)))
 
 
 def search(
@@ -48,10 +62,15 @@ def search(
     options: SearchOptions | None = None,
     train: TrainOptions | None = None,
     limits: Limits | None = None,
+    trunks: TrunkOptions | None = None,
     resume: bool = False,
     progress: Progress | None = None,
+    device: str = "auto",
 ) -> Run:
     """Train heads and search early-exit plans for a trained classifier.
+
+    Where the recipe leaves parameters open in front of ``insert_exits``, trunks are searched first
+    (:mod:`eexform.search.trunks`), then exits for those found and for the original; the front is that of all of them.
 
     Args:
         graph: the trunk, from :func:`eexform.load`.
@@ -63,8 +82,10 @@ def search(
         options: candidates and effort.
         train: head training.
         limits: what every plan must keep.
+        trunks: how trunks are searched and trained; see :func:`pruning_recipe`.
         resume: go on with an interrupted run; the settings must be the same.
         progress: who is told.
+        device: to train trunks on: ``auto`` (CUDA where there is one), ``cpu``, ``cuda``, ``cuda:1``.
 
     Returns:
         The run, with its front. After Ctrl-C during the search it is readable, with the state ``interrupted``.
@@ -72,7 +93,7 @@ def search(
     Raises:
         EexformError: the input cannot be used, see the message. Where that shows before anything is trained, no folder
             is made; later the run's state is ``failed``.
-        KeyboardInterrupt: Ctrl-C during head training; what is trained stays, and ``resume`` goes on.
+        KeyboardInterrupt: Ctrl-C before the search for exits; what is trained stays, and ``resume`` goes on.
     """
     options, train, show = options or SearchOptions(), train or TrainOptions(), progress or Silent()
     folder = RunFolder(out)
@@ -92,6 +113,8 @@ def search(
         train=train,
         limits=limits or Limits(),
         progress=show,
+        trunks=trunks,
+        device=device,
     )
     with folder.locked():
         facts = begin(folder, graph, dataset, prepared.settings, resume, show)
@@ -102,12 +125,25 @@ def search(
 
 @dataclass(frozen=True)
 class Prepared:
-    """A search that was checked as far as that is possible without training anything."""
+    """A search that was checked as far as that is possible without training anything.
+
+    Attributes:
+        variants: makes trunks with heads.
+        steps: the recipe's passes with what each is given.
+        objective: name of the cost model to be made small.
+        limits: of every plan.
+        asked: the passes in front of ``insert_exits``.
+        before: what they come to; with a ``stage`` only those that leave all answers as they are.
+        stage: the search for trunks; ``None`` where there is one trunk, known without data.
+    """
 
     variants: Variants
     steps: BoundRecipe
     objective: str
     limits: Limits
+    asked: BoundRecipe
+    before: BoundRecipe
+    stage: TrunkStage | None = None
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -127,6 +163,7 @@ class Prepared:
             "train": variants.train.to_json(),
             "train_digest": variants.train.digest,  # after what it is made from: a difference is named in words
             "limits": self.limits.to_json(),
+            **({} if self.stage is None else {"trunk_options": self.stage.options.to_json()}),
         }
 
 
@@ -143,6 +180,8 @@ def prepare(
     progress: Progress,
     origin: Origin | None = None,
     trained: Mapping[tuple[str, str], Mapping[str, np.ndarray]] | None = None,
+    trunks: TrunkOptions | None = None,
+    device: str = "auto",
 ) -> Prepared:
     """Check a search before it begins; nothing is written.
 
@@ -158,19 +197,49 @@ def prepare(
         progress: who is told.
         origin: where the trunk was fine-tuned, the model that it came from.
         trained: parameters of heads that are trained already, by (site, head text).
+        trunks: how what stands in front of ``insert_exits`` is searched and trained.
+        device: to train trunks on.
 
     Raises:
         EexformError: the recipe cannot be searched, a limit is no number, or no candidate fits.
     """
-    before = _before_exits(steps)
+    asked = _before_exits(steps)
     models, objective = _models(cost)
-    given = steps[len(before)][1]
+    given = steps[len(asked)][1]
+    settings = trunks or TrunkOptions()
+    none = "there are to be no exits" if not settings.exits else "the recipe gives insert_exits no sites"
+    exits = settings.exits and len(given.get("sites", ("any",))) > 0
+    settings = replace(settings, exits=exits)
+    stage = TrunkStage(
+        graph, dataset, folder, models[objective], asked, settings, options.seed, options.threads, device, progress
+    )
     variants = Variants(
-        graph, dataset, folder, models, options, train, progress, given=given, origin=origin, trained=trained or {}
+        graph,
+        dataset,
+        folder,
+        models,
+        options,
+        train,
+        progress,
+        given=given,
+        origin=origin,
+        trained=trained or {},
+        arrays=stage.store,
+        exits=exits,
     )
     limits.bind(cost=1.0, params=1.0, accuracy=0.5)  # what is no number shows now, not after training
-    variants.places(variants.transformed(before))
-    return Prepared(variants, steps, objective, limits)
+    before = stage.settled_without_data()
+    changes = any(not get(name).preserves_outputs for name, _ in asked)
+    if not changes and not stage.searched and origin is None:
+        untrained = "trunk_epochs: the recipe leaves the trunk as it is, so there is nothing to be trained"
+        need(not settings.epochs, untrained, OptionError)
+        bare = f"{none}, and the recipe has no pass that changes the trunk, such as prune_channels"
+        need(exits, f"{bare}: there is nothing to search", OptionError)
+    if before is not None and not settings.epochs:
+        variants.places(variants.transformed(before))
+        return Prepared(variants, steps, objective, limits, asked, before)
+    variants.places(variants.transformed(stage.plain))
+    return Prepared(variants, steps, objective, limits, asked, stage.plain, stage)
 
 
 def _models(cost: str | CostModel) -> tuple[dict[str, CostModel], str]:
@@ -183,52 +252,34 @@ def _models(cost: str | CostModel) -> tuple[dict[str, CostModel], str]:
 
 def carry_out(prepared: Prepared, facts: dict[str, Any]) -> None:
     """Train, search and write the front; ``facts`` learns what comes to light and ends with the run's state."""
-    variants, steps, objective, limits = prepared.variants, prepared.steps, prepared.objective, prepared.limits
+    variants, objective, stage = prepared.variants, prepared.objective, prepared.stage
     options, show, folder = variants.options, variants.progress, variants.folder
-    before = _before_exits(steps)
+    recipes, trunks = [prepared.before], []
+    if stage is not None:
+        trunks = _find_trunks(prepared, stage, facts)
+        recipes = [*([stage.plain] if stage.searched else []), *(trunk.passes for trunk in trunks)]
     with timed(facts, "seconds_training"):
-        base = variants.of(before)
-        given, given_passes = variants.compared(before)
+        found = {variant.graph.digest: (variant, passes) for passes in recipes for variant in [variants.of(passes)]}
+        given, given_passes = variants.compared(recipes[0])
+    bases = [variant for variant, _ in found.values()]
     facts["trunk"] = dict(given.bank.facts)
     if variants.origin is not None:
-        facts["tuned_trunk"] = dict(base.bank.facts)
-    facts["memory_step_bytes"] = max(base.report.memory_bytes, facts.get("memory_step_bytes", 0))
+        facts["tuned_trunk"] = dict(bases[0].bank.facts)
+    memory = [variant.report.memory_bytes for variant in bases]
+    facts["memory_step_bytes"] = max(*memory, facts.get("memory_step_bytes", 0))
     facts["memorisation"] = memorised(given, variants.dataset, show)
-    facts["uncounted"] = [list(pair) for pair in base.costs["macs"].unknown]
+    facts["uncounted"] = [list(pair) for pair in bases[0].costs["macs"].unknown]
     facts["state"] = "searching"
     folder.write(facts)
 
-    graphs = [*variants.stages(before)[:-1], *[base.graph] * (len(steps) - len(before))]
-    space = build_space(steps, graphs, PassContext(heads=base.bank, seed=options.seed), levels=options.levels)
-
-    def variant_of(individual: Individual) -> Variant:
-        return variants.of(space.before_exits(individual.genome))
-
-    def bit_scorer(individual: Individual) -> BitScorer:
-        variant = variant_of(individual)
-        return BitScorer(
-            variant.scores("select"),
-            {**variant.costs, objective: _with_fee(variant.costs[objective], options.exit_fee)},
-            variant.places,
-            measures=_measures(space),
-            levels=options.levels,
-            fixed=space.fixed_thresholds(),
-            trust=options.trust,
-        )
-
-    constraints = limits.bind(
+    constraints = prepared.limits.bind(
         cost=given.costs[objective].trunk,
         params=given.costs["params"].trunk,
         accuracy=facts["trunk"]["accuracy"]["select"],
     )
-    evaluation = Evaluation(space, bit_scorer, objective, constraints)
-    settings = Settings(population=options.population, generations=options.generations)
     identity = {key: facts[key] for key in ("trunk_digest", "data_digest", "train_digest", "objective", "limits")}
-    weighing = {"trust": options.trust, "exit_fee": options.exit_fee}
-    journal = Journal(folder.journal, space, {**settings.to_json(), **identity, **weighing}, options.seed)
-    with timed(facts, "seconds_searching"):
-        state = _evolve(space, evaluation, settings, journal, options.seed, show)
-    facts["evaluated"] = state.evaluated
+    exits = prepared.steps[len(prepared.asked) :]
+    search_ = ExitSearch(exits, objective, options, constraints, identity, show)
     scorers: dict[int, Scorer] = {}
 
     def scorer(variant: Variant) -> Scorer:
@@ -237,37 +288,42 @@ def carry_out(prepared: Prepared, facts: dict[str, Any]) -> None:
             scorers[key] = replace(variant.scorer(), trust=options.trust)
         return scorers[key]
 
-    alone = describe_plan(Candidate(), scorer(given), recipe=without_exits(space, given_passes))
-    plans = [plan_of(individual, evaluation, variant_of(individual), scorer) for individual in state.archive]
-    if not (plans or state.interrupted):
-        raise OptionError(nearest(state, evaluation, variant_of, scorer, constraints))
+    outcomes = []
+    with timed(facts, "seconds_searching"):
+        for digest, (variant, passes) in found.items():
+            journal = folder.journal if stage is None else folder.journal_of(digest)
+            try:
+                outcomes.append(search_.run(variant, passes, journal, scorer))
+            except KeyboardInterrupt:
+                if not outcomes:
+                    raise
+                outcomes.append(Found((), 0, interrupted=True))
+            if outcomes[-1].interrupted:
+                break
+    facts["evaluated"] = sum(one.evaluated for one in outcomes)
+    alone = describe_plan(Candidate(), scorer(given), recipe=without_exits(given_passes, exits[0][1]))
+    plans, lacking = unite(outcomes)
+    interrupted = outcomes[-1].interrupted
+    if not (plans or interrupted):
+        raise OptionError(lacking)
     files.write_json(folder.front, build_front(plans, alone, objective).to_json())
-    facts["state"] = "interrupted" if state.interrupted else "done"
+    if stage is not None and not interrupted:
+        stage.tidy(trunks)
+    facts["state"] = "interrupted" if interrupted else "done"
 
 
-def _evolve(
-    space: Space, evaluation: Evaluation, settings: Settings, journal: Journal, seed: int, show: Progress
-) -> State:
-    """Search on from where the journal ends; Ctrl-C gives the last whole generation, where there is one."""
-    last = journal.resume() if journal.path.exists() else None
-    if last is None:
-        journal.begin()
-    with show.task("searching", settings.generations + 1) as task:
-        task.advance(0 if last is None else last.generation + 1)
-
-        def report(now: State) -> None:
-            nonlocal last
-            last = now
-            journal.append(now)
-            task.advance(1, f"{len(now.archive)} plans on the front, {now.evaluated} scored")
-
-        try:
-            return evolve(space, evaluation, settings, seed=seed, state=last, on_generation=report)
-        except KeyboardInterrupt:
-            if last is None:
-                raise
-            last.interrupted = True
-            return last
+def _find_trunks(prepared: Prepared, stage: TrunkStage, facts: dict[str, Any]) -> list[Trunk]:
+    """The trunks that get exits; limits are what they are for the original."""
+    folder = prepared.variants.folder
+    facts["state"] = "trunks"
+    folder.write(facts)
+    original = replay_passes(stage.plain, stage.original, {})[-1]
+    constraints = prepared.limits.bind(cost=stage.price(original), params=params_of(original), accuracy=0.5)
+    with timed(facts, "seconds_trunks"):
+        found = stage.run(constraints, facts)
+    facts["state"] = "training"
+    folder.write(facts)
+    return found
 
 
 def _before_exits(steps: BoundRecipe) -> BoundRecipe:
@@ -283,16 +339,3 @@ def _before_exits(steps: BoundRecipe) -> BoundRecipe:
     need(not steps[place][1].get("untrained"), f"{EXITS}.untrained: a search is about trained heads", OptionError)
     need("lower" not in names, "leave 'lower' out: `eexform export` lowers the plan that you pick", OptionError)
     return steps[:place]
-
-
-def _with_fee(costs: PathCosts, fee: float) -> PathCosts:
-    """Path costs as the search sees them: every exit that is passed counts ``fee`` of the trunk more."""
-    return replace(costs, routing=costs.routing + fee * costs.trunk)
-
-
-def _measures(space: Space) -> tuple[str, ...]:
-    place = space.exits_place
-    gene = space.genes.get((place, "measure"))
-    if gene is not None:
-        return tuple(getattr(gene.domain, "values", ("max_prob",)))
-    return (str(space.recipe[place][1].get("measure", "max_prob")),)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -30,73 +30,68 @@ class Evaluation:
 
     Attributes:
         space: the genes.
-        scorer_for: the bit scorer of an individual's trunk; asked once per variant of the trunk (a plain search has
-            one).
+        scorer: of the trunk that the exits are for.
         objective: name of the cost model to be made small.
         constraints: limits; ``max_params`` needs the cost model ``params``.
+
+    Raises:
+        OptionError: the objective or a limit names a cost model that was not computed, or the trunk costs nothing.
     """
 
     space: Space
-    scorer_for: Callable[[Individual], BitScorer]
+    scorer: BitScorer
     objective: str = "macs"
     constraints: Constraints = field(default_factory=Constraints)
-    _scorers: dict[str, BitScorer] = field(default_factory=dict, repr=False)
 
-    def scorer(self, individual: Individual) -> BitScorer:
-        """The scorer of the individual's trunk."""
-        key = self.space.trunk_key(individual.genome)
-        if key not in self._scorers:
-            scorer = self.scorer_for(individual)
-            if self.objective not in scorer.costs:
-                raise OptionError(
-                    f"objective {self.objective!r} is no cost model here: {suggest(self.objective, scorer.costs)}"
-                )
-            trunk = scorer.costs[self.objective].trunk
-            if not 0 < trunk < math.inf:
-                raise OptionError(
-                    f"the trunk costs {trunk} under {self.objective!r}, so there is nothing to save: choose another "
-                    "cost model"
-                )
-            if math.isfinite(self.constraints.max_params) and "params" not in scorer.costs:
-                raise OptionError("max_params needs the cost model 'params' beside the objective")
-            self._scorers[key] = scorer
-        return self._scorers[key]
+    def __post_init__(self) -> None:
+        costs = self.scorer.costs
+        if self.objective not in costs:
+            raise OptionError(f"objective {self.objective!r} is no cost model here: {suggest(self.objective, costs)}")
+        trunk = costs[self.objective].trunk
+        if not 0 < trunk < math.inf:
+            raise OptionError(
+                f"the trunk costs {trunk} under {self.objective!r}, so there is nothing to save: choose another cost "
+                "model"
+            )
+        if math.isfinite(self.constraints.max_params) and "params" not in costs:
+            raise OptionError("max_params needs the cost model 'params' beside the objective")
 
     # -- scoring -------------------------------------------------------------------------------------------------------
 
     def evaluate(self, individuals: Sequence[Individual]) -> None:
         """Set the fitness of each individual."""
-        for scorer, group in self._grouped(individuals):
-            heads, levels, measure, carry = _arrays([self.draft(individual) for individual in group], scorer)
-            counts = scorer.score(heads, levels, measure, carry)
-            cost = scorer.mean_cost(self.objective, heads, counts)
-            worst = scorer.vectors(self.objective, heads)[:, -1]
-            params = _params(scorer, heads)
-            for place, individual in enumerate(group):
-                error = float(scorer.samples - counts.credit[place]) / scorer.samples
-                individual.fitness.values = (error, float(cost[place]))
-                individual.fitness.violation = self.constraints.after(
-                    cost=float(cost[place]),
-                    worst=float(worst[place]),
-                    params=float(params[place]),
-                    accuracy=float(counts.correct[place]) / scorer.samples,
-                )
+        if not individuals:
+            return
+        scorer = self.scorer
+        heads, levels, measure, carry = _arrays([self.draft(individual) for individual in individuals], scorer)
+        counts = scorer.score(heads, levels, measure, carry)
+        cost = scorer.mean_cost(self.objective, heads, counts)
+        worst = scorer.vectors(self.objective, heads)[:, -1]
+        params = _params(scorer, heads)
+        for place, individual in enumerate(individuals):
+            error = float(scorer.samples - counts.credit[place]) / scorer.samples
+            individual.fitness.values = (error, float(cost[place]))
+            individual.fitness.violation = self.constraints.after(
+                cost=float(cost[place]),
+                worst=float(worst[place]),
+                params=float(params[place]),
+                accuracy=float(counts.correct[place]) / scorer.samples,
+            )
 
     def certain_violation(self, individual: Individual) -> float:
         """By how much the individual fails constraints that can be judged without scoring it."""
         if self.constraints == Constraints(min_accuracy=self.constraints.min_accuracy):
             return 0.0
-        scorer = self.scorer(individual)
-        heads, _, _, _ = _arrays([self.draft(individual)], scorer)
-        vector = scorer.vectors(self.objective, heads)[0]
+        heads, _, _, _ = _arrays([self.draft(individual)], self.scorer)
+        vector = self.scorer.vectors(self.objective, heads)[0]
         return self.constraints.before(
-            least=float(vector.min()), worst=float(vector[-1]), params=float(_params(scorer, heads)[0])
+            least=float(vector.min()), worst=float(vector[-1]), params=float(_params(self.scorer, heads)[0])
         )
 
     def candidate(self, individual: Individual) -> Candidate:
         """The individual's plan with thresholds as numbers."""
         draft = self.draft(individual)
-        return self.scorer(individual).candidate(draft.heads, draft.levels, draft.measure, draft.carry)
+        return self.scorer.candidate(draft.heads, draft.levels, draft.measure, draft.carry)
 
     def recipe(self, individual: Individual) -> list[tuple[str, dict[str, Any]]]:
         """The individual's recipe, every tunable bound."""
@@ -106,8 +101,8 @@ class Evaluation:
     # -- genome and numbers --------------------------------------------------------------------------------------------
 
     def draft(self, individual: Individual) -> Draft:
-        """The individual's exits as numbers; sites that its trunk no longer has are left out."""
-        scorer, genome, place = self.scorer(individual), individual.genome, self.space.exits_place
+        """The individual's exits as numbers."""
+        scorer, genome, place = self.scorer, individual.genome, self.space.exits_place
         sites = self._read(genome, "sites", ())
         heads = self._read(genome, "heads", {})
         levels = genome.get((place, "thresholds"), {})
@@ -122,8 +117,7 @@ class Evaluation:
 
     def encode(self, draft: Draft, genome: Genome) -> Individual | None:
         """``genome`` with its exits replaced by ``draft``; ``None`` where the space cannot say that."""
-        scorer = self.scorer(self.space.individual(genome))
-        place = self.space.exits_place
+        scorer, place = self.scorer, self.space.exits_place
         changed = dict(genome)
         chosen = {scorer.heads[head][0]: (scorer.heads[head][1], level) for head, level in _pairs(draft)}
         gene = self.space.genes.get((place, "sites"))
@@ -150,8 +144,7 @@ class Evaluation:
     def seeds(self, count: int, rng: Rng) -> list[Individual]:
         """Up to ``count`` individuals to begin with, not scored: the trunk alone first, then local searches from it,
         shared-threshold sweeps and single exits, in turn."""
-        base = self.space.sample(rng)
-        scorer = self.scorer(base)
+        base, scorer = self.space.sample(rng), self.scorer
         trunk = self.draft(base)
         trunk = Draft((), (), trunk.measure, min(self._carries(trunk)))
         measures = self._measures(scorer, trunk)
@@ -183,7 +176,7 @@ class Evaluation:
         """Up to two individuals per given one, not scored: an improved one, and that with another measure or carry."""
         found: list[Individual] = []
         for individual in individuals:
-            scorer, draft = self.scorer(individual), self.draft(individual)
+            scorer, draft = self.scorer, self.draft(individual)
             weight = self._weight(scorer, float(np.exp(rng.uniform(*np.log(EXCHANGE)))))
             allowed = self._allowed(scorer)
             if len(allowed) > MOVE_HEADS:
@@ -199,13 +192,6 @@ class Evaluation:
         return found
 
     # -- inside --------------------------------------------------------------------------------------------------------
-
-    def _grouped(self, individuals: Sequence[Individual]) -> list[tuple[BitScorer, list[Individual]]]:
-        groups: dict[int, tuple[BitScorer, list[Individual]]] = {}
-        for individual in individuals:
-            scorer = self.scorer(individual)
-            groups.setdefault(id(scorer), (scorer, []))[1].append(individual)
-        return list(groups.values())
 
     def _read(self, genome: Genome, name: str, default: Any) -> Any:
         return self.space.value(genome, self.space.exits_place, name, default)

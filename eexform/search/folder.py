@@ -26,7 +26,9 @@ class RunFolder:
 
     ``run.json`` (settings and state), ``trunk.onnx``, ``data.json`` and ``splits.npz`` (which samples went where),
     ``bank/`` (trained heads and their scores), ``latencies/`` (path costs that were measured), ``journal.jsonl`` (one
-    line per generation), ``front.json``. A run that came out of fine-tuning also has ``original.onnx`` (the model that
+    line per generation), ``front.json``. A run that searched trunks, too, has ``trunks.jsonl`` (what was tried, trained
+    and spent), ``trunks/`` (stored parameters of those that got exits), and a journal for each of them in ``journals/``
+    instead of the one. A run that came out of fine-tuning also has ``original.onnx`` (the model that
     its plans are compared with) and ``finetune/`` (checkpoint, history and the trained heads).
     """
 
@@ -40,8 +42,22 @@ class RunFolder:
     front = property(lambda self: self.path / "front.json")
     latencies = property(lambda self: self.path / "latencies")
     original = property(lambda self: self.path / "original.onnx")
+    trunks = property(lambda self: self.path / "trunks")
+    trunk_log = property(lambda self: self.path / "trunks.jsonl")
+    journals = property(lambda self: self.path / "journals")
     finetune = property(lambda self: self.path / "finetune")
     tuned_heads = property(lambda self: self.path / "finetune" / "heads.safetensors")
+
+    def journal_of(self, trunk_digest: str) -> Path:
+        """The journal of the search for exits of one trunk among several."""
+        return Path(self.journals) / f"{trunk_digest[:32]}.jsonl"
+
+    def forget_search(self) -> bool:
+        """Delete the journals, so that a search begins anew; returns whether there was one."""
+        found = [path for path in (self.journal, *self.journals.glob("*.jsonl")) if path.exists()]
+        for path in found:
+            path.unlink()
+        return bool(found)
 
     @contextmanager
     def locked(self) -> Iterator[None]:

@@ -54,9 +54,8 @@ def agree(folder: RunFolder, facts: dict[str, Any], settings: Mapping[str, Any],
             continue
         if key == "limits" and not folder.front.exists():
             # no head depends on them, and limits that nothing could keep must not cost the training
-            if folder.journal.exists():
+            if folder.forget_search():
                 show.say("the limits have changed: the search starts anew, with the heads that are trained")
-                folder.journal.unlink()
             continue
         what = WORDS.get(key, key.replace("_", " "))
         raise RunError(

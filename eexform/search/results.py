@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
 from eexform.data import Dataset, memorisation
+from eexform.passes import get
 from eexform.progress import Progress
 from eexform.search.evaluation import Evaluation
 from eexform.search.front import Plan, describe_plan
@@ -14,7 +15,7 @@ from eexform.search.margins import with_margins
 from eexform.search.nsga2 import State
 from eexform.search.scorer import Scorer
 from eexform.search.settle import settle
-from eexform.search.space import EXITS, Space
+from eexform.search.space import EXITS
 from eexform.search.variants import BoundRecipe, Variant
 
 
@@ -45,12 +46,10 @@ def memorised(base: Variant, dataset: Dataset, show: Progress) -> dict[str, Any]
     return {"verdict": verdict.verdict, "message": verdict.message}
 
 
-def plan_of(
-    individual: Individual, evaluation: Evaluation, variant: Variant, scorer: Callable[[Variant], Scorer]
-) -> Plan:
+def plan_of(individual: Individual, evaluation: Evaluation, variant: Variant, scorer: Scorer) -> Plan:
     """An individual's plan, scored exactly on select and test."""
     space = evaluation.space
-    candidate = with_margins(evaluation.candidate(individual), scorer(variant), keep=space.fixed_thresholds())
+    candidate = with_margins(evaluation.candidate(individual), scorer, keep=space.fixed_thresholds())
     thresholds = {exit_.site: exit_.threshold for exit_ in candidate.exits}
     genome = dict(individual.genome)
     if (space.exits_place, "sites") in genome:  # its trunk may lack a site that the genome names
@@ -60,25 +59,24 @@ def plan_of(
         (name, {"final_temperature": variant.temperature, **parameters} if name == EXITS else parameters)
         for name, parameters in space.bind(genome, thresholds)
     ]
-    return settle(describe_plan(candidate, scorer(variant), recipe=recipe), variant, scorer(variant))
+    return settle(describe_plan(candidate, scorer, recipe=recipe), variant, scorer)
 
 
-def without_exits(space: Space, before: BoundRecipe) -> BoundRecipe:
-    """The recipe without exits: what every plan is compared with."""
+def without_exits(passes: BoundRecipe, given: Mapping[str, Any]) -> BoundRecipe:
+    """The recipe of a trunk alone.
+
+    Args:
+        passes: that make it.
+        given: what the searched recipe gives ``insert_exits``.
+    """
     empty: dict[str, Any] = {"sites": (), "heads": {}, "thresholds": {}}
-    return [*before, (EXITS, {**space.recipe[space.exits_place][1], **empty})]
+    return [*passes, (EXITS, {**get(EXITS).checked(given), **empty})]
 
 
-def nearest(
-    state: State,
-    evaluation: Evaluation,
-    variant_of: Callable[[Individual], Variant],
-    scorer: Callable[[Variant], Scorer],
-    limits: Constraints,
-) -> str:
+def nearest(state: State, evaluation: Evaluation, scorer: Scorer, limits: Constraints) -> str:
     """What to say where no plan keeps the limits: which one comes nearest, and what it lacks."""
     best = min(state.population, key=lambda one: one.fitness.violation)
-    found = scorer(variant_of(best)).exact(evaluation.candidate(best), "select")
+    found = scorer.exact(evaluation.candidate(best), "select")
     objective = evaluation.objective
     figures = [
         (f"mean {objective}", found.cost[objective], limits.max_cost),

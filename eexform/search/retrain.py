@@ -27,18 +27,17 @@ from eexform.search.run import Run, open_run
 from eexform.search.space import EXITS, plain
 from eexform.search.tuning import Tuning, parameters_of, split, tuning_of
 from eexform.search.variants import Origin
-from eexform.training.finetune_options import FinetuneOptions
+from eexform.training.finetune_options import FinetuneOptions, losses_of
 from eexform.training.options import TrainOptions
 
 if TYPE_CHECKING:
     from eexform.training.finetune import FinetuneReport
 
 
-def default_losses(run: Run, plan: Plan) -> tuple[str, ...]:
+def default_losses(run: Run, plan: Plan, strategy: str = "joint") -> tuple[str, ...]:
     """Terms of the loss where none are named: without labels the original model is all there is to learn from, and
     gates must go on learning when their heads' features move."""
-    unlabelled = run.facts.get("labels", "given") == "none"
-    scores = ("distill:weight=1,temperature=2",) if unlabelled else FinetuneOptions.losses
+    scores = losses_of(strategy, labelled=run.facts.get("labels", "given") == "given")
     gated = any(is_learned(exit_.measure) for exit_ in plan.exits)
     return (*scores, *(("confidence_bce",) if gated else ()))
 
@@ -92,7 +91,7 @@ def train(
     job = _Job(
         source,
         RunFolder(out),
-        options or FinetuneOptions(losses=default_losses(source, plan)),
+        options or FinetuneOptions(losses=default_losses(source, plan, FinetuneOptions.strategy)),
         plan=plan,
         data=data,
         resume=resume,
@@ -130,6 +129,7 @@ class _Job:
         self._check_folder()
         self.tuning = tuning_of(source, plan)
         labelled = source.facts.get("labels", "given") == "given"
+        self.options = options = options.for_labels(labelled)
         self.place = _check(self.tuning.graph, options, labelled, device)
         self.dataset = _dataset(source, data, self.tuning)
         old = SearchOptions.from_json(source.facts["options"])
@@ -288,14 +288,16 @@ class _Job:
 
         plan, options, say = self.tuning.plan, self.options, self.show.say
         exits = ", ".join(f"{exit_.site} ({exit_.head})" for exit_ in plan.exits)
-        say(f"plan {plan.index} of {self.source.folder.path}: exits at {exits}, and the final one")
+        what = f"exits at {exits}, and the final one" if exits else "no exits but the final one"
+        say(f"plan {plan.index} of {self.source.folder.path}: {what}")
         say(
             f"fine-tuning: strategy {options.strategy}, {options.epochs} epochs of {self.dataset.size('head_train')} "
             f"samples, {options.optimiser}; loss: {' + '.join(options.losses)}; on {self.place}"
         )
         if self.tuning.left_out:
             say(f"applied again after training, not before: {', '.join(self.tuning.left_out)}")
-        if self.tuning.graph.exits[0].confidence and not any("gates" in parse(text).needs for text in options.losses):
+        gated = any(exit_.confidence for exit_ in self.tuning.graph.exits)
+        if gated and not any("gates" in parse(text).needs for text in options.losses):
             say(
                 "no term of the loss trains the gates, which stay as they are while what they read moves; add "
                 "confidence_bce"

@@ -8,16 +8,21 @@ from pathlib import Path
 from typing import Any
 
 from eexform import files
+from eexform.backends import protos
 from eexform.backends.export import export as write_form
+from eexform.backends.lower_multi import lower_multi
+from eexform.backends.metadata import TRUNK
 from eexform.data import Dataset, DataSource, load_dataset
-from eexform.errors import RunError
+from eexform.errors import OptionError, RunError, need
 from eexform.frontends.onnx import load
 from eexform.ir.flow import WIDEST
 from eexform.ir.graph import Graph
 from eexform.ir.sites import find_sites
-from eexform.passes import PassContext, Pipeline, PlanStore, Recipe, Step, get, make
+from eexform.passes import PassContext, Pipeline, PlanStore, Recipe, Step, make
+from eexform.search.arrays import ArrayStore
 from eexform.search.folder import RunFolder
 from eexform.search.front import Front, Plan
+from eexform.search.settling import BoundRecipe, needed_arrays, replay_passes, trainable
 from eexform.search.space import EXITS
 from eexform.search.variants import bank_of
 from eexform.training.bank import Bank
@@ -28,9 +33,9 @@ class Run:
 
     Attributes:
         folder: where everything lies.
-        facts: ``run.json``: settings, state (``training``, ``searching``, ``interrupted``, ``failed`` with the message
-            as ``error``, ``done``), timings, figures of the trunk. A run of :func:`eexform.train` is ``finetuning``
-            first, and its ``trained_from`` says what it was made from.
+        facts: ``run.json``: settings, state (``trunks``, ``training``, ``searching``, ``interrupted``, ``failed`` with
+            the message as ``error``, ``done``), timings, figures of the trunk. A run of :func:`eexform.train` is
+            ``finetuning`` first, and its ``trained_from`` says what it was made from.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -128,13 +133,16 @@ class Run:
         """
         before, after = self._divided(plan)
         if not lean:
-            before, after = _needed(before), _needed(after)
-        trunk = _applied(before, self.graph, PassContext())
+            before, after = trainable(before)[0], trainable(after)[0]
+        trunk = self._trunk(before)
         heads = self.bank(trunk) if lean else self.heads(plan, trunk)
-        context = PassContext(heads=heads, exit_rates=tuple(plan.select["rates"]))
+        context = self.context(heads=heads, exit_rates=tuple(plan.select["rates"]))
         graph = _applied(after, trunk, context)
+        metadata = {**graph.metadata, **({} if plan.exits else {TRUNK: trunk.digest})}
         described = {"recipe": self._recipe(plan).to_plain(), "carry": plan.carry, "objective": self.front.objective}
-        return graph.replace(metadata={**graph.metadata, "eexform.plan": json.dumps(described, sort_keys=True)})
+        if needed_arrays(before):  # where numbers are stored, they do not tell any more which model they came from
+            described["original"] = self.graph.digest
+        return graph.replace(metadata={**metadata, "eexform.plan": json.dumps(described, sort_keys=True)})
 
     def heads(self, plan: Plan, trunk: Graph) -> PlanStore:
         """A plan's trained heads, for its trunk without the passes that only make it faster.
@@ -146,20 +154,41 @@ class Run:
         before, _ = self._divided(plan)
         absent = [exit_.site for exit_ in plan.exits if exit_.site not in sites]
         if absent:
-            left_out = ", ".join(name for name, _ in before if get(name).preserves_outputs)
+            left_out = ", ".join(name for name, _ in trainable(before)[1])
             raise RunError(
                 f"plan {plan.index} has an exit at {absent[0]!r}, which is no site of the trunk before {left_out}:"
                 " those passes rename values. To train, save what they make of it with `eexform apply` and search on "
                 "that; for a module, give eexform.to_torch the graph plan.materialise()"
             )
-        known = _applied(before, self.graph, PassContext())
+        known = self._trunk(before)
         pairs = [(exit_.site, exit_.head) for exit_ in plan.exits]
         store = PlanStore.collect(self.bank(known), known.digest, pairs)
         return PlanStore(trunk.digest, {pair: store.trained(known.digest, *pair) for pair in pairs})
 
     def export(self, plan: Plan, path: str | Path, *, form: str = "if", thresholds_as_input: bool = False) -> Path:
-        """Write a plan in a deployable form (see :func:`eexform.backends.export.export`)."""
-        return write_form(self.materialise(plan), path, form, thresholds_as_input=thresholds_as_input)
+        """Write a plan in a deployable form (see :func:`eexform.backends.export.export`).
+
+        A plan without exits, of a trunk that was made smaller, is an ordinary network: the forms ``if`` and ``multi``
+        are the same file, and there are no others.
+
+        Raises:
+            OptionError: a plan without exits is asked for in another form, or is the model that was given.
+        """
+        if plan.exits:
+            return write_form(self.materialise(plan), path, form, thresholds_as_input=thresholds_as_input)
+        need(
+            not self.is_original(plan),
+            f"plan {plan.index} is the model as it was given, without any exit: there is nothing to write",
+            OptionError,
+        )
+        need(
+            form in ("if", "multi") and not thresholds_as_input,
+            f"plan {plan.index} has no exits, so it has neither stages nor thresholds: it is written as one file, "
+            "--form if or multi",
+            OptionError,
+        )
+        protos.save(lower_multi(self.materialise(plan), alone=True), path)
+        return Path(path)
 
     def save_plan(self, plan: Plan, path: str | Path) -> Path:
         """Write a plan as a recipe that :func:`eexform.apply` replays, its trained heads beside it.
@@ -170,14 +199,37 @@ class Run:
         """
         target = Path(path)
         before, _ = self._divided(plan)
-        trunk = _applied(before, self.graph, PassContext())
+        trunk, numbers = self._trunk(before), self.context().arrays
         store = PlanStore.collect(self.bank(trunk), trunk.digest, [(exit_.site, exit_.head) for exit_ in plan.exits])
-        weights = target.with_suffix(".safetensors")
-        store.save(weights)
-        self._recipe(plan, weights.name).save(target)
+        store = store.with_arrays({digest: numbers[digest] for digest in needed_arrays(before)})
+        weights = None
+        if not store.empty:
+            weights = target.with_suffix(".safetensors").name
+            store.save(target.with_name(weights))
+        self._recipe(plan, weights).save(target)
         return target
 
-    def _divided(self, plan: Plan) -> tuple[list[tuple[str, Any]], list[tuple[str, Any]]]:
+    def context(self, **more: Any) -> PassContext:
+        """What the passes of this run's plans need: the stored numbers of its trunks, and ``more``."""
+        return PassContext(arrays=ArrayStore(self.folder.trunks), **more)
+
+    def _trunk(self, passes: BoundRecipe) -> Graph:
+        """What passes in front of ``insert_exits`` make of the run's trunk.
+
+        Raises:
+            RunError: numbers that a plan needs are gone.
+        """
+        numbers = self.context().arrays
+        absent = [digest for digest in needed_arrays(passes) if digest not in numbers]
+        if absent:
+            raise RunError(f"{self.folder.trunks}: the numbers {absent[0][:12]} of a trunk are gone; put them back")
+        return replay_passes(passes, self.graph, numbers)[-1]
+
+    def is_original(self, plan: Plan) -> bool:
+        """Whether the plan's trunk answers just as the run's does."""
+        return not trainable(self._divided(plan)[0])[0]
+
+    def _divided(self, plan: Plan) -> tuple[BoundRecipe, BoundRecipe]:
         """The recipe's passes before ``insert_exits`` and from there on."""
         place = [name for name, _ in plan.recipe].index(EXITS)
         return list(plan.recipe[:place]), list(plan.recipe[place:])
@@ -197,12 +249,7 @@ class Run:
         )
 
 
-def _needed(recipe: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
-    """The passes without those that only make a network faster."""
-    return [(name, parameters) for name, parameters in recipe if not get(name).preserves_outputs]
-
-
-def _applied(recipe: list[tuple[str, Any]], graph: Graph, context: PassContext) -> Graph:
+def _applied(recipe: BoundRecipe, graph: Graph, context: PassContext) -> Graph:
     return Pipeline([make(name, **parameters) for name, parameters in recipe])(graph, context).graph
 
 

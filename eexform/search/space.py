@@ -1,5 +1,9 @@
 """The search space of a recipe: a gene for each tunable that the recipe leaves open.
 
+The passes in front of ``insert_exits`` decide which trunk it is, and nothing about a trunk depends on the exits that
+will be attached: so they are searched first, in a space of their own (:func:`trunk_space`), and the exits of each trunk
+found after that (:func:`build_space`).
+
 Nothing here knows a particular pass, but for one thing: the thresholds of ``insert_exits`` are real numbers whose
 useful range differs from head to head and measure to measure, so that a mutation of the number would mean nothing
 after the head has changed. Their genes are *levels* instead (see :func:`eexform.search.bits.level_ranks`): level l
@@ -10,7 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from eexform.errors import OptionError, RunError
@@ -22,6 +26,9 @@ from eexform.tunables import Choice, Domain, Each, Integer, Rng, Subset, missing
 
 EXITS = "insert_exits"
 """Name of the pass whose parameters the scorers understand."""
+
+SUPERSEDED: Mapping[str, tuple[str, ...]] = {"ratios": ("ratio", "scope")}
+"""Parameters of pruning passes that count for nothing where another one is given: no genes beside that one's."""
 
 
 @dataclass(frozen=True)
@@ -133,12 +140,6 @@ class Space:
         plain = [self._plain(genome, gene, only_active=True) for gene in self.genes.values()]
         return json.dumps(plain, sort_keys=True, separators=(",", ":"))
 
-    def trunk_key(self, genome: Genome) -> str:
-        """Canonical text of the genes of passes before ``insert_exits``: what decides which trunk it is."""
-        place = self.exits_place
-        plain = [self._plain(genome, gene, only_active=True) for key, gene in self.genes.items() if key[0] < place]
-        return json.dumps(plain, sort_keys=True, separators=(",", ":"))
-
     def encode(self, genome: Genome) -> list[Any]:
         """The genome as JSON values, in the order of :attr:`genes`."""
         return [self._plain(genome, gene, only_active=False) for gene in self.genes.values()]
@@ -168,10 +169,6 @@ class Space:
             {"pass": gene.owner, "place": key[0], "name": key[1], "domain": _described(gene.domain)}
             for key, gene in self.genes.items()
         ]
-
-    def before_exits(self, genome: Genome) -> list[tuple[str, dict[str, Any]]]:
-        """The passes before ``insert_exits``, bound: what makes this genome's trunk."""
-        return [self._bound(genome, place, {}) for place in range(self.exits_place)]
 
     def fixed_thresholds(self) -> dict[str, float]:
         """Thresholds that the recipe gives, by site: they are not searched."""
@@ -210,16 +207,16 @@ class Space:
 
 def build_space(
     recipe: Sequence[tuple[str, Mapping[str, Any]]],
-    graph: Graph | Sequence[Graph],
+    graph: Graph,
     context: PassContext,
     *,
     levels: int = 128,
 ) -> Space:
-    """The space of a recipe's open tunables.
+    """The space of the tunables of ``insert_exits`` that a recipe leaves open.
 
     Args:
-        recipe: pass names with the parameters that are given; tunables without a value are searched.
-        graph: what the domains depend on: one graph for all passes, or the input graph of each pass.
+        recipe: pass names with the parameters that are given; those in front of ``insert_exits`` are taken as they are.
+        graph: the trunk that the exits are for.
         context: for domains that depend on trained heads.
         levels: threshold levels per head.
 
@@ -228,22 +225,53 @@ def build_space(
     """
     genes: dict[Key, Gene] = {}
     exits_place = _exits_place([name for name, _ in recipe])
-    graphs = [graph] * len(recipe) if isinstance(graph, Graph) else list(graph)
-    for place, (name, given) in enumerate(recipe):
-        cls = get(name)
-        open_fields = [field for field in tunable_fields(cls) if field not in given]
-        if place > exits_place:
-            _refuse_open(name, cls, given)
-            continue
-        if not open_fields:
-            continue
-        domains = cls.space(graphs[place], context)
-        for field in open_fields:
-            domain = domains[field]
-            if name == EXITS and field == "thresholds" and isinstance(domain, Each):
-                domain = Each(domain.over, dict.fromkeys(domain.domains, Integer(0, levels - 1)))
-            genes[place, field] = Gene((place, field), name, domain)
-    return Space(tuple((name, get(name).checked(given)) for name, given in recipe), genes, levels)
+    for name, given in recipe[exits_place + 1 :]:
+        _refuse_open(name, get(name), given)
+    for gene in _genes(exits_place, recipe[exits_place], graph, context):
+        if gene.key[1] == "thresholds" and isinstance(gene.domain, Each):
+            gene = replace(gene, domain=Each(gene.domain.over, dict.fromkeys(gene.domain.domains, _levels(levels))))
+        genes[gene.key] = gene
+    return Space(_checked(recipe), genes, levels)
+
+
+def trunk_space(
+    passes: Sequence[tuple[str, Mapping[str, Any]]], graphs: Sequence[Graph], context: PassContext
+) -> Space:
+    """The space of the open tunables of the passes in front of ``insert_exits``.
+
+    Args:
+        passes: names with the parameters that are given.
+        graphs: what the domains of each pass depend on.
+        context: for domains that depend on more than a graph.
+    """
+    genes: dict[Key, Gene] = {}
+    for place, (step, graph) in enumerate(zip(passes, graphs, strict=True)):
+        found = {gene.key[1]: gene for gene in _genes(place, step, graph, context)}
+        for name, others in SUPERSEDED.items():
+            if name in found and not getattr(found[name].domain, "domains", True):
+                del found[name]  # a table without a single item
+            elif name in found:
+                found = {other: gene for other, gene in found.items() if other not in others}
+        genes.update({gene.key: gene for gene in found.values()})
+    return Space(_checked(passes), genes, 0)
+
+
+def _genes(place: int, step: tuple[str, Mapping[str, Any]], graph: Graph, context: PassContext) -> list[Gene]:
+    name, given = step
+    open_fields = [field for field in tunable_fields(get(name)) if field not in given]
+    if not open_fields:
+        return []
+    domains = get(name).space(graph, context)
+    # a domain may say that there is nothing to choose on this graph by being left out
+    return [Gene((place, field), name, domains[field]) for field in open_fields if field in domains]
+
+
+def _levels(count: int) -> Integer:
+    return Integer(0, count - 1)
+
+
+def _checked(recipe: Sequence[tuple[str, Mapping[str, Any]]]) -> tuple[tuple[str, Mapping[str, Any]], ...]:
+    return tuple((name, get(name).checked(given)) for name, given in recipe)
 
 
 def plain(value: Any) -> Any:

@@ -12,11 +12,11 @@ from eexform.errors import EexformError, OptionError
 from eexform.heads import with_parameters
 from eexform.ir.exit_nodes import head_digest
 from eexform.ir.graph import Graph
-from eexform.passes import PassContext, PlanStore, TrainedHead, get, make
+from eexform.passes import PassContext, PlanStore, TrainedHead, make
 from eexform.search.front import Plan
 from eexform.search.run import Run
+from eexform.search.settling import BoundRecipe, replay_passes, trainable
 from eexform.search.space import EXITS
-from eexform.search.variants import BoundRecipe
 
 _REFITTED = ("sites", "heads", "thresholds", "final_temperature")
 """What a recipe gives ``insert_exits`` that belongs to the heads as they were: it is chosen or fitted anew."""
@@ -47,19 +47,20 @@ def tuning_of(run: Run, plan: Plan) -> Tuning:
     """What training a plan of a run starts from.
 
     Raises:
-        OptionError: the plan has no exit.
+        OptionError: the plan is the model as it was given: without exits and with nothing changed.
         RunError: a site of the plan is none in the trunk without the passes that are left out, or its heads are gone.
     """
-    if not plan.exits:
+    names = [name for name, _ in plan.recipe]
+    before = plan.recipe[: names.index(EXITS)]
+    kept, later = trainable(before)
+    if not plan.exits and not kept:
         raise OptionError(
             f"plan {plan.index} is the model alone without any exit, and there is nothing to train for exits; pick "
             "another one (see `eexform pareto`)"
         )
-    names = [name for name, _ in plan.recipe]
-    before = plan.recipe[: names.index(EXITS)]
-    kept = [(name, dict(given)) for name, given in before if not get(name).preserves_outputs]
-    later = [(name, dict(given)) for name, given in before if get(name).preserves_outputs]
-    trunk = _applied(kept, run.graph)
+    trunk = replay_passes(kept, run.graph, run.context().arrays)[-1]
+    if not plan.exits:  # a smaller network, all of which is its final exit
+        return Tuning(plan, trunk, trunk, _steps(run, later, {}), tuple(name for name, _ in later))
     heads = {exit_.site: exit_.head for exit_ in plan.exits}
     moved = run.heads(plan, trunk)
     inserted = make(
@@ -73,19 +74,14 @@ def tuning_of(run: Run, plan: Plan) -> Tuning:
     return Tuning(plan, trunk, graph, _steps(run, later, heads), tuple(name for name, _ in later))
 
 
-def _applied(passes: BoundRecipe, graph: Graph) -> Graph:
-    for name, parameters in passes:
-        graph = make(name, **parameters)(graph, PassContext()).graph
-    return graph
-
-
 def _steps(run: Run, later: BoundRecipe, heads: Mapping[str, str]) -> BoundRecipe:
     """The recipe of the search after training."""
     recipe = run.recipe
     place = [step.name for step in recipe.steps].index(EXITS)
     given = {name: value for name, value in recipe.steps[place].given.items() if name not in _REFITTED}
     behind = [(step.name, dict(step.given)) for step in recipe.steps[place + 1 :]]
-    return (*later, (EXITS, {**given, "heads": dict(heads)}), *behind)
+    chosen: dict[str, Any] = {"heads": dict(heads)} if heads else {"sites": (), "heads": {}, "thresholds": {}}
+    return (*later, (EXITS, {**given, **chosen}), *behind)
 
 
 def split(tuning: Tuning, trained: Graph) -> tuple[Graph, PlanStore]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,25 +13,23 @@ import numpy as np
 
 from eexform.cost_models import CostModel, PathCosts
 from eexform.data.dataset import Dataset
-from eexform.errors import OptionError
+from eexform.errors import ModelError, OptionError
 from eexform.heads import HeadSpec
 from eexform.ir.graph import Graph
 from eexform.ir.sites import Site, find_sites
-from eexform.passes import PassContext, get, make
+from eexform.passes import get
 from eexform.progress import Progress
 from eexform.search.candidates import Places, choose, keep
 from eexform.search.folder import RunFolder
 from eexform.search.options import SearchOptions
 from eexform.search.scorer import HeadScores, Scorer
+from eexform.search.settling import BoundRecipe, replay_passes
 from eexform.search.stored_costs import stored_path_costs
 from eexform.training.bank import Bank
 from eexform.training.options import TrainOptions
-from eexform.tunables import missing_parameters, tunable_fields
 
 if TYPE_CHECKING:
     from eexform.training.trainer import TrainReport
-
-BoundRecipe = Sequence[tuple[str, Mapping[str, Any]]]
 
 
 def bank_of(
@@ -128,6 +126,8 @@ class Variants:
         given: what the recipe gives ``insert_exits``: sites and heads that are not searched are the only candidates.
         origin: where the trunk was fine-tuned, the model that it came from.
         trained: parameters of heads that are trained already, by (site, head text): they are scored as they are.
+        arrays: stored numbers that passes need, by digest.
+        exits: look for sites; without, every variant is a trunk alone.
     """
 
     trunk: Graph
@@ -140,6 +140,8 @@ class Variants:
     given: Mapping[str, Any] = field(default_factory=dict)
     origin: Origin | None = None
     trained: Mapping[tuple[str, str], Mapping[str, np.ndarray]] = field(default_factory=dict)
+    arrays: Mapping[str, Mapping[str, np.ndarray]] = field(default_factory=dict)
+    exits: bool = True
 
     def __post_init__(self) -> None:
         self._made: dict[str, Variant] = {}
@@ -147,53 +149,44 @@ class Variants:
         self._places: Places | None = None
         self._original: Variant | None = None
 
-    def stages(self, passes: BoundRecipe) -> list[Graph]:
-        """The trunk before and after each of ``passes``, which stand before ``insert_exits``."""
-        return self._stages(self.trunk, passes)
-
-    def _stages(self, trunk: Graph, passes: BoundRecipe) -> list[Graph]:
-        # Always the default context: a plan is its recipe and nothing else, so that it can be replayed from a file.
-        graphs = [trunk]
-        for name, parameters in passes:
-            absent = missing_parameters(get(name), parameters)
-            graphs.append(make(name, **parameters, **_drawn(name, absent, graphs[-1]))(graphs[-1], PassContext()).graph)
-        return graphs
-
-    def bound(self, passes: BoundRecipe) -> BoundRecipe:
-        """``passes`` with the values that :meth:`stages` draws for open tunables without a default."""
-        graphs = self.stages(passes)
-        return [
-            (name, {**parameters, **_drawn(name, missing_parameters(get(name), parameters), graph)})
-            for (name, parameters), graph in zip(passes, graphs, strict=False)
-        ]
-
     def transformed(self, passes: BoundRecipe) -> Graph:
         """The trunk after ``passes``."""
         key = json.dumps([[name, dict(parameters)] for name, parameters in passes], sort_keys=True, default=str)
         if key not in self._graphs:
-            self._graphs[key] = self.stages(passes)[-1]
+            self._graphs[key] = replay_passes(passes, self.trunk, self.arrays)[-1]
         return self._graphs[key]
 
     def places(self, graph: Graph) -> Places:
-        """Candidate sites of ``graph`` with their heads: chosen on the first graph asked for, then the same by name.
+        """Candidate sites of ``graph`` with their heads.
+
+        On the first graph asked for there must be some. On those after it they are chosen anew, unless sites were
+        named: then they are those of that name which there still are. A graph may have none.
 
         Raises:
             OptionError: a named site is none, a named head fits nowhere, or nothing fits.
             ModelError: the trunk has no site.
         """
+        if not self.exits:
+            return Places((), {})
         macs = self.models["macs"].cost(graph)
         report = find_sites(graph, max_live=self.options.max_live)
         if self._places is None:
             self._places = choose(graph, report, macs, self.options, self.given)
             for line in self._places.left_out:
                 self.progress.say(line)
-        return keep(self._places, report)
+            return self._places
+        if self.options.sites or any(part in self.given for part in ("sites", "heads", "thresholds")):
+            return keep(self._places, report)
+        try:
+            return choose(graph, report, macs, self.options, self.given)
+        except (OptionError, ModelError):
+            return Places((), {})
 
     def of(self, passes: BoundRecipe) -> Variant:
         """The variant that ``passes`` make, with its heads trained."""
         graph = self.transformed(passes)
         if graph.digest not in self._made:
-            made = self._make(graph)
+            made = self._scored(graph, self.places(graph))
             if self.origin is not None:
                 made = replace(made, judge=self._untrained(made).bank)
             elif not all(get(name).preserves_outputs for name, _ in passes):
@@ -216,24 +209,15 @@ class Variants:
         if self.origin is not None:
             return self._untrained(self.of(passes)), self.origin.passes
         if all(get(name).preserves_outputs for name, _ in passes):
-            return self.of(passes), self.bound(passes)
+            return self.of(passes), passes
         return self.original(), ()
 
     def _untrained(self, base: Variant) -> Variant:
         assert self.origin is not None
-        graph = self._stages(self.origin.graph, self.origin.passes)[-1]
+        graph = replay_passes(self.origin.passes, self.origin.graph, self.arrays)[-1]
         # a measurement of its own would differ from that of the same nodes with other numbers by noise alone
         same = _structure(graph) == _structure(base.graph)
         return self._made.get(graph.digest) or self._scored(graph, Places((), {}), base.costs if same else None)
-
-    def _make(self, graph: Graph) -> Variant:
-        places = self.places(graph)
-        if not places.sites:
-            raise OptionError(
-                "a variant of the trunk has none of the candidate sites any more; put passes that rename or remove "
-                "values out of the recipe, or give their parameters"
-            )
-        return self._scored(graph, places)
 
     def _scored(self, graph: Graph, places: Places, costs: Mapping[str, PathCosts] | None = None) -> Variant:
         from eexform.training.trainer import train_bank, trunk_answers  # imports torch, which takes a second or two
@@ -271,14 +255,6 @@ class Variants:
             }
         temperature = float(self.given.get("final_temperature", bank.facts["temperature"]))
         return Variant(graph, sites, heads, bank, costs, report, temperature)
-
-
-def _drawn(name: str, absent: Sequence[str], graph: Graph) -> dict[str, Any]:
-    """A value for each tunable among ``absent``, the parameters of a pass that have none: always the same."""
-    cls = get(name)
-    wanted = [item for item in absent if item in tunable_fields(cls)]
-    domains = cls.space(graph, PassContext()) if wanted else {}
-    return {item: domains[item].sample(np.random.default_rng(0)) for item in wanted}
 
 
 def _structure(graph: Graph) -> list[tuple[Any, ...]]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from eexform.training.bank import Bank, HeadRecord
     from eexform.training.calibrate import expected_calibration_error, fit_temperature, negative_log_likelihood
+    from eexform.training.distill import DistillReport, distill_options, distill_trunk
     from eexform.training.finetune import FinetuneReport
     from eexform.training.finetune_options import FinetuneOptions
     from eexform.training.memory import step_memory
@@ -17,11 +18,14 @@ if TYPE_CHECKING:
 # Loaded when first used: looking at a run needs the bank, and no torch.
 _HOME = {
     "Bank": "bank",
+    "DistillReport": "distill",
     "FinetuneOptions": "finetune_options",
     "FinetuneReport": "finetune",
     "HeadRecord": "bank",
     "TrainOptions": "options",
     "TrainReport": "trainer",
+    "distill_options": "distill",
+    "distill_trunk": "distill",
     "expected_calibration_error": "calibrate",
     "fit_temperature": "calibrate",
     "negative_log_likelihood": "calibrate",
@@ -31,11 +35,14 @@ _HOME = {
 
 __all__ = [
     "Bank",
+    "DistillReport",
     "FinetuneOptions",
     "FinetuneReport",
     "HeadRecord",
     "TrainOptions",
     "TrainReport",
+    "distill_options",
+    "distill_trunk",
     "expected_calibration_error",
     "fit_temperature",
     "negative_log_likelihood",

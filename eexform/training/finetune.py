@@ -1,4 +1,4 @@
-"""Fine-tuning: trunk and heads of a multi-exit graph trained together, by torch, from and back to the graph."""
+"""Fine-tuning: trunk and heads of a graph trained together, by torch, from and back to the graph."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from eexform.ir.graph import Graph
 from eexform.progress import Progress, Silent, Task
 from eexform.training import finetune_state as state
 from eexform.training.finetune_heads import trunk_of, with_new_heads
-from eexform.training.finetune_options import FinetuneOptions, Phase
-from eexform.training.finetune_parts import Teacher, assess, optimiser_for, schedule_for
+from eexform.training.finetune_options import NEED_HEADS, FinetuneOptions, Phase
+from eexform.training.finetune_parts import Teacher, assess, check_teacher, optimiser_for, schedule_for
 from eexform.training.network import Arithmetic, Network
 from eexform.training.objectives import NEEDS, ExitBatch, Loss, exit_weights, parse
 from eexform.training.threads import torch_threads
@@ -36,7 +36,8 @@ class FinetuneReport:
         epochs: epochs after which training ended; those before an interruption count.
         best_epoch: after how many epochs the loss on calibrate was lowest.
         history: what was measured before training (entry 0) and after every epoch: losses by term; per exit, final
-            last, accuracy and negative log-likelihood (at its best temperature) on calibrate; seconds.
+            last, accuracy, negative log-likelihood (at its best temperature) and, where there is a teacher, agreement
+            with its answers on calibrate; seconds.
         seconds: wall time of all epochs, those before an interruption included.
         device: where, and in what arithmetic.
     """
@@ -60,29 +61,29 @@ def finetune(
     progress: Progress | None = None,
     device: str = "auto",
 ) -> FinetuneReport:
-    """Train a multi-exit graph.
+    """Train a graph with its exits, or one that has none.
 
     After every whole epoch the state goes to ``folder`` (``finetune.safetensors``, ``history.jsonl``); called
     again with the same arguments, training goes on from there, on one thread with the very same result.
 
     Args:
-        graph: flat, with exits; its batch normalisation not folded, so that it can be trained.
+        graph: flat; its batch normalisation not folded, so that it can be trained.
         dataset: bound to the graph; head-train is streamed with augmentation, calibrate judges the epochs.
         options: how to train.
         folder: of the checkpoint; one training each.
-        teacher: the original trunk, for distillation; by default the graph's own trunk as it is given.
+        teacher: the original trunk, or any other network with the same inputs and classes, for distillation; by default
+            the graph's own trunk as it is given.
         threads: of the CPU; 0 is one per core.
         progress: who is told.
         device: ``auto`` (CUDA where there is one), ``cpu``, ``cuda:1``, ...
 
     Raises:
-        OptionError: the graph has no exits, or a term of the loss needs what there is not.
+        OptionError: a term of the loss or the strategy needs what there is not, or the teacher is for other inputs or
+            other classes.
         DataError: the data set has nothing to train on.
         RunError: the folder holds the state of another training.
         EexformError: the loss is not finite.
     """
-    if not graph.exits:
-        raise OptionError("the graph has no exits: nothing would be trained but the trunk; insert exits first")
     threads = threads or os.cpu_count() or 1
     with torch_threads(threads):
         training = _Training(graph, dataset, options, Path(folder), teacher, progress or Silent(), device)
@@ -105,6 +106,8 @@ class _Training:
         self.data, self.options, self.folder, self.show = dataset, options, folder, show
         self.labelled = dataset.labels == "given"
         self.terms = terms_of(options, graph, labelled=self.labelled)
+        if teacher is not None:
+            check_teacher(graph, teacher)
         size = dataset.size("head_train")
         # A small rest is left out, another one each epoch: normalised by statistics of a few samples, its step would
         # weigh as much as any other. One sample alone has no variance at all.
@@ -120,7 +123,8 @@ class _Training:
         )
         asked = {need for _, term in self.terms for need in term.needs}
         self.measured = "measured" in asked
-        self.teacher = Teacher(original, self.arithmetic) if "teacher" in asked or not self.labelled else None
+        taught = "teacher" in asked or not self.labelled
+        self.teacher = Teacher(original, self.arithmetic, graph.inputs) if taught else None
         alone = trunk_of(graph)
         # while the trunk stands still, its final exit says what the original says: no need to run that as well
         self.own_teacher = original.digest == alone.digest and alone.final == graph.final
@@ -131,15 +135,21 @@ class _Training:
         weights = exit_weights(options.exit_weights, relative)
         self.weights = torch.tensor(weights, dtype=torch.float32, device=self.arithmetic.device)
         self.thresholds = tuple(item.threshold for item in graph.exits)
-        self.labels = {"calibrate": self._labels("calibrate")}
+        still = self.own_teacher and all(phase.heads_only for phase in options.phases)
+        asks = self.teacher is not None and not (still and self.labelled)
+        self.answers = self._answers("calibrate") if asks else None
+        known = dataset.labels_of("calibrate")
+        self.labels = known if known is not None else self.answers
         self.standing = state.Standing()
 
     def run(self) -> FinetuneReport:
         stored = state.restore(self.folder, self.identity, self.network)
         heads, trunk = (sum(p.numel() for _, p in part) for part in (self.network.heads, self.network.trunk))
+        count = len(self.network.graph.exits)
+        parts = f"{count} heads with {heads:,} parameters, trunk with {trunk:,}" if count else f"{trunk:,} parameters"
         self.show.say(
-            f"fine-tuning ({self.options.strategy}): {len(self.network.graph.exits)} heads with {heads:,} parameters, "
-            f"trunk with {trunk:,}; at most {self.options.epochs} epochs of {self.steps} steps on {self.arithmetic}"
+            f"fine-tuning ({self.options.strategy}): {parts}; at most {self.options.epochs} epochs of {self.steps} "
+            f"steps on {self.arithmetic}"
         )
         slots: dict[str, dict[str, torch.Tensor]] = {}
         if stored is not None:
@@ -266,7 +276,8 @@ class _Training:
         optimiser: torch.optim.Optimizer | None = None,
     ) -> None:
         """Judge the network on calibrate, write it down, and keep it where it is the best so far."""
-        found = assess(self.network, self.data, self.labels["calibrate"], self.options.batch_size)
+        assert self.labels is not None  # without labels there is a teacher
+        found = assess(self.network, self.data, self.labels, self.options.batch_size, self.answers)
         weights = self.weights.cpu().numpy()
         loss = float((weights * found.nll).sum() / weights.sum())
         if not np.isfinite(loss):
@@ -276,6 +287,9 @@ class _Training:
                 "the averaging of parameters off"
             )
         seconds = time.perf_counter() - started if epoch else 0.0
+        judged: dict[str, Any] = {"loss": loss, "nll": found.nll.tolist(), "accuracy": found.accuracy.tolist()}
+        if found.agreement is not None:
+            judged["agreement"] = found.agreement.tolist()
         samples = min(self.data.size("head_train"), self.steps * self.options.batch_size)
         self.standing.support = found.by_class.tolist()
         self.standing.history.append(
@@ -283,7 +297,7 @@ class _Training:
                 "epoch": epoch,
                 "phase": phase,
                 "losses": losses,
-                "calibrate": {"loss": loss, "nll": found.nll.tolist(), "accuracy": found.accuracy.tolist()},
+                "calibrate": judged,
                 "learning_rates": [group["lr"] for group in optimiser.param_groups] if optimiser else [],
                 "seconds": seconds,
                 "samples_per_second": samples / seconds if epoch else 0.0,
@@ -298,9 +312,9 @@ class _Training:
 
     def _line(self, entry: dict[str, Any]) -> str:
         accuracy = [100 * share for share in entry["calibrate"]["accuracy"]]
-        exits = ", ".join(f"exit {place} {share:.1f} %" for place, share in enumerate(accuracy[:-1]))
+        exits = "".join(f"exit {place} {share:.1f} %, " for place, share in enumerate(accuracy[:-1]))
         what = "accuracy" if self.labelled else "agreement with the original trunk"
-        judged = f"{what} on calibrate: {exits}, final {accuracy[-1]:.1f} %"
+        judged = f"{what} on calibrate: {exits}final {accuracy[-1]:.1f} %"
         if not entry["epoch"]:
             return f"before training: {judged}"
         terms = ", ".join(f"{label} {value:.3f}" for label, value in entry["losses"].items())
@@ -326,7 +340,9 @@ class _Training:
 
     def _exit_name(self, place: int) -> str:
         exits = self.network.graph.exits
-        return f"exit {place} at {exits[place].site!r}" if place < len(exits) else "the final exit"
+        if place < len(exits):
+            return f"exit {place} at {exits[place].site!r}"
+        return "the final exit" if exits else "the network"
 
     # -- small things ------------------------------------------------------------------------------------------------
 
@@ -335,11 +351,8 @@ class _Training:
         begun = self.options.phases[-1].start
         return 0 < self.options.patience <= self.standing.epoch - max(self.standing.best_epoch, begun)
 
-    def _labels(self, split: str) -> np.ndarray:
-        """What counts as right on a split: the labels, or without any the original trunk's answers; int64 [samples]."""
-        known = self.data.labels_of(split)
-        if known is not None:
-            return known
+    def _answers(self, split: str) -> np.ndarray:
+        """The teacher's answers on a split, which count as right where there are no labels; int64 [samples]."""
         assert self.teacher is not None
         found = np.empty(self.data.size(split), np.int64)
         for batch in self.data.batches(split, self.options.batch_size):
@@ -351,10 +364,15 @@ class _Training:
 def terms_of(options: FinetuneOptions, graph: Graph, *, labelled: bool) -> list[tuple[str, Loss]]:
     """The terms with a label each, checked against what the graph and the data have."""
     found: list[tuple[str, Loss]] = []
-    gated = all(item.confidence for item in graph.exits)
+    if not graph.exits and options.strategy in NEED_HEADS:
+        raise OptionError(
+            f"strategy {options.strategy!r} is about heads, and the graph has no exits: take distill or joint, which "
+            "train the network itself, or insert exits first"
+        )
+    gated = bool(graph.exits) and all(item.confidence for item in graph.exits)
     for text in options.losses:
         term = parse(text)
-        for need, there in (("labels", labelled), ("gates", gated)):
+        for need, there in (("labels", labelled), ("gates", gated), ("exits", bool(graph.exits))):
             if need in term.needs and not there:
                 raise OptionError(f"loss {term.name!r} {NEEDS[need]}")
         same = sum(label.partition("#")[0] == term.name for label, _ in found)

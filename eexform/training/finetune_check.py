@@ -15,7 +15,7 @@ def check_finetuning(graph: Graph, options: FinetuneOptions, *, labelled: bool, 
     """Where, and in what arithmetic, :func:`eexform.training.finetune.finetune` would train.
 
     Args:
-        graph: flat, with exits.
+        graph: flat, with exits or without.
         options: how to train.
         labelled: whether the data set has labels.
         device: ``auto`` or a name that torch knows.

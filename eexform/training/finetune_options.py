@@ -4,15 +4,31 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from eexform.errors import OptionError, need, suggest
 
-STRATEGIES = ("frozen", "joint", "mixed", "heads-then-joint")
+STRATEGIES = ("frozen", "joint", "mixed", "heads-then-joint", "distill")
+NEED_HEADS = ("frozen", "mixed", "heads-then-joint")
+"""Strategies that are about heads: there is nothing for them to do on a network without exits."""
+
+LOSSES = ("cross_entropy", "distill:weight=0.5,temperature=2")
+DISTILLED = "distill:weight=1,temperature=4"
 OPTIMISERS = ("sgd", "adamw")
 SCHEDULES = ("one-cycle", "cosine", "linear", "constant")
 AMP = ("auto", "off", "bfloat16", "float16")
+
+
+def losses_of(strategy: str, *, labelled: bool = True) -> tuple[str, ...]:
+    """The terms of the loss where none are named; without labels they learn from the teacher alone.
+
+    Where the teacher is what counts, its logits are softened more, and the labels only break ties: trained on their
+    own they would pull the network away from what it is to resemble.
+    """
+    if strategy == "distill":
+        return (DISTILLED, "cross_entropy:weight=0.1") if labelled else (DISTILLED,)
+    return LOSSES if labelled else ("distill:weight=1,temperature=2",)
 
 
 @dataclass(frozen=True)
@@ -44,7 +60,7 @@ class FinetuneOptions:
         strategy: ``frozen``: the heads go on learning, the trunk stands still. ``joint``: trunk and heads go on from
             where they are. ``mixed``: the trunk as it is, the heads start anew, everything is trained at once (Kubaty
             et al. 2024). ``heads-then-joint``: the heads start anew and learn alone for ``head_epochs``, then
-            everything is trained.
+            everything is trained. ``distill``: as ``joint``, by what the teacher says rather than by the labels.
         epochs: passes over head-train in all, those for the heads alone included.
         head_epochs: of ``heads-then-joint``: the first epochs, which train the heads alone.
         batch_size: samples per step.
@@ -66,7 +82,8 @@ class FinetuneOptions:
         amp: arithmetic of the forward pass: ``off`` (float32), ``bfloat16``, ``float16``, or ``auto``: half precision
             on CUDA, bfloat16 for convolutional networks on CPUs that compute with it, else float32. Parameters and
             losses are float32 whatever it is.
-        losses: terms of the loss (entry-point group ``eexform.losses``), written NAME:SETTING=VALUE,SETTING=VALUE.
+        losses: terms of the loss (entry-point group ``eexform.losses``), written NAME:SETTING=VALUE,SETTING=VALUE;
+            by default those of the strategy (see :func:`losses_of`).
         exit_weights: how much each exit counts in sums over the exits: ``uniform``, ``linear``, ``cost``, or numbers
             ``0.5/0.5/1``, the final exit's last.
         label_smoothing: of the cross-entropies.
@@ -89,7 +106,7 @@ class FinetuneOptions:
     ema: float = 0.0
     patience: int = 0
     amp: str = "auto"
-    losses: tuple[str, ...] = ("cross_entropy", "distill:weight=0.5,temperature=2")
+    losses: tuple[str, ...] = None  # type: ignore[assignment]  # those of the strategy, which is known only then
     exit_weights: str = "uniform"
     label_smoothing: float = 0.0
     seed: int = 0
@@ -121,6 +138,8 @@ class FinetuneOptions:
         check(self.patience >= 0, f"patience: {self.patience} must not be negative")
         check(0 <= self.label_smoothing < 1, f"label_smoothing: {self.label_smoothing} must be in [0, 1)")
         check(self.seed >= 0, f"seed: {self.seed} must not be negative")
+        if self.losses is None:
+            object.__setattr__(self, "losses", losses_of(self.strategy))
         check(bool(self.losses) and not isinstance(self.losses, str), "losses: expected a list of at least one term")
         object.__setattr__(self, "losses", tuple(self.losses))
         from eexform.training import objectives  # it needs torch, which options alone do not
@@ -143,6 +162,11 @@ class FinetuneOptions:
     def new_heads(self) -> bool:
         """Whether the heads start anew."""
         return self.strategy in ("mixed", "heads-then-joint")
+
+    def for_labels(self, labelled: bool) -> FinetuneOptions:
+        """These options; where there are no labels, the losses of ``distill`` without the term that needs them."""
+        own = self.losses == losses_of("distill")
+        return self if labelled or not own else replace(self, losses=losses_of("distill", labelled=False))
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "losses": list(self.losses)}

@@ -13,7 +13,9 @@ from torch.optim import lr_scheduler
 from eexform.backends import ort
 from eexform.backends.fx import raise_to_fx
 from eexform.data.dataset import Dataset
+from eexform.errors import OptionError, need
 from eexform.ir.graph import Graph
+from eexform.ir.types import Dim
 from eexform.training.calibrate import fit_temperature, negative_log_likelihood
 from eexform.training.finetune_options import FinetuneOptions
 from eexform.training.network import TINY, Arithmetic, Network
@@ -27,10 +29,17 @@ class Teacher:
 
     Torch runs it where the student is computed in half precision or on an accelerator; in float32 on a CPU onnxruntime
     was never the slower one.
+
+    Args:
+        graph: the original trunk.
+        arithmetic: of the student.
+        inputs: names of the student's inputs, in the order in which they are fed; default those of ``graph``.
     """
 
-    def __init__(self, graph: Graph, arithmetic: Arithmetic) -> None:
+    def __init__(self, graph: Graph, arithmetic: Arithmetic, inputs: Sequence[str] | None = None) -> None:
         self._arithmetic = arithmetic
+        fed = list(graph.inputs if inputs is None else inputs)
+        self._order = [fed.index(name) for name in same_inputs(graph.inputs, fed)]
         self._probabilities = graph.scores == "probabilities"
         self._names = (graph.inputs, [graph.final])
         self._session = self._module = None
@@ -42,8 +51,8 @@ class Teacher:
             parameter.requires_grad_(False)
 
     def __call__(self, feeds: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Logits, float32 [B, classes], of the graph's inputs in order."""
-        scores = self._scores(feeds).float()
+        """Logits, float32 [B, classes], of the student's inputs in order."""
+        scores = self._scores([feeds[place] for place in self._order]).float()
         return scores.clamp_min(TINY).log() if self._probabilities else scores
 
     def _scores(self, feeds: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -56,6 +65,49 @@ class Teacher:
         return found
 
 
+def same_inputs(teacher: Sequence[str], student: Sequence[str]) -> list[str]:
+    """The student's input behind each of the teacher's: that of the same name; of one input each, that one."""
+    if len(teacher) == len(student) == 1 or set(teacher) != set(student):
+        return list(student)
+    return list(teacher)
+
+
+def check_teacher(graph: Graph, teacher: Graph) -> None:
+    """Whether a network can learn from another one: the same inputs, the same classes.
+
+    Raises:
+        OptionError: it cannot; the message says what differs.
+    """
+    said = "the teacher cannot teach this network"
+    need(
+        teacher.num_classes == graph.num_classes,
+        f"{said}: it tells {teacher.num_classes} classes apart and the network {graph.num_classes}; give the model "
+        "that the network was made from, or another one for the same classes",
+        OptionError,
+    )
+    ours, theirs = graph.inputs, teacher.inputs
+    need(
+        len(ours) == len(theirs) and (len(ours) == 1 or set(ours) == set(theirs)),
+        f"{said}: it takes {', '.join(theirs)} and the network {', '.join(ours)}",
+        OptionError,
+    )
+    for name, fed in zip(theirs, same_inputs(theirs, ours), strict=True):
+        theirs_type, ours_type = teacher.types[name], graph.types[fed]
+        need(
+            theirs_type.dtype == ours_type.dtype and _fits(theirs_type.shape, ours_type.shape),
+            f"{said}: its input {name!r} is {theirs_type} and the network's {fed!r} {ours_type}",
+            OptionError,
+        )
+
+
+def _fits(left: Sequence[Dim] | None, right: Sequence[Dim] | None) -> bool:
+    """Whether shapes can be the same: dimensions without a number can be any."""
+    if left is None or right is None:
+        return True
+    pairs = zip(left, right, strict=False)
+    return len(left) == len(right) and all(a == b for a, b in pairs if isinstance(a, int) and isinstance(b, int))
+
+
 @dataclass(frozen=True, eq=False)
 class Judgement:
     """How a network does on held-out samples, for each exit, final last.
@@ -65,15 +117,27 @@ class Judgement:
             fitted after training anyway, and a network must not seem worse for being too sure of itself.
         accuracy: share of right answers, [exits + 1].
         by_class: accuracy of each early exit on each class, [exits, classes]; on a class without samples, that on all.
+        agreement: share of the teacher's answers, [exits + 1]; ``None`` where there is no teacher.
     """
 
     nll: np.ndarray
     accuracy: np.ndarray
     by_class: np.ndarray
+    agreement: np.ndarray | None = None
 
 
-def assess(network: Network, dataset: Dataset, labels: np.ndarray, batch_size: int) -> Judgement:
-    """Judge the (averaged) parameters on calibrate; the module is left in evaluation mode."""
+def assess(
+    network: Network, dataset: Dataset, labels: np.ndarray, batch_size: int, answers: np.ndarray | None = None
+) -> Judgement:
+    """Judge the (averaged) parameters on calibrate; the module is left in evaluation mode.
+
+    Args:
+        network: what is judged.
+        dataset: bound to its graph.
+        labels: what is right, int64 [samples].
+        batch_size: of training; batches here are no larger.
+        answers: the teacher's, int64 [samples], where there is one.
+    """
     graph = network.graph
     exits, classes, rows = len(graph.exits) + 1, graph.num_classes, dataset.size("calibrate")
     scores = np.empty((exits, rows, classes), np.float32)
@@ -96,7 +160,8 @@ def assess(network: Network, dataset: Dataset, labels: np.ndarray, batch_size: i
             count = np.bincount(labels, minlength=classes)
             hits = np.bincount(labels, weights=right, minlength=classes)
             by_class[place] = np.where(count > 0, hits / np.maximum(count, 1), accuracy[place])
-    return Judgement(nll, accuracy, by_class)
+    agreement = None if answers is None else (scores.argmax(axis=2) == answers).mean(axis=1)
+    return Judgement(nll, accuracy, by_class, agreement)
 
 
 def optimiser_for(network: Network, options: FinetuneOptions, *, heads_only: bool) -> torch.optim.Optimizer:

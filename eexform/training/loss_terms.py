@@ -76,7 +76,7 @@ class Distill(Loss):
 
     @property
     def needs(self) -> tuple[str, ...]:
-        return ("teacher",) if self.teacher == "trunk" else ()
+        return ("teacher",) if self.teacher == "trunk" else ("exits",)
 
     def value(self, batch: ExitBatch) -> torch.Tensor:
         teacher, students = batch.teacher, batch.logits
@@ -84,7 +84,7 @@ class Distill(Loss):
             teacher, students = batch.logits[-1].detach(), batch.logits[:-1]
         assert teacher is not None
         parts = [distillation(scores, teacher, self.temperature) for scores in students]
-        return (_weights(batch, self.exits)[: len(parts)] * torch.stack(parts)).sum() if parts else _zero(batch)
+        return (_weights(batch, self.exits)[: len(parts)] * torch.stack(parts)).sum()
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A multi-exit graph as a torch module under training: its outputs by exit, its trunk and its heads."""
+"""A graph with or without exits as a torch module under training: its outputs by exit, its trunk and its heads."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ class Network:
     """The graph's module with its trunk and heads told apart.
 
     Attributes:
-        graph: with exits, as given.
+        graph: as given, with exits or without.
         module: the trainable torch module.
         average: a copy that follows the parameters, where they are averaged; it is what is evaluated then.
     """
@@ -132,7 +132,7 @@ class Network:
         wanted = [graph.final, *(value for item in graph.exits for value in item.values), *filter(None, self._own)]
         self._outputs = list(dict.fromkeys(wanted))
         self.module = arithmetic.place(raise_to_fx(extract(graph, graph.inputs, self._outputs)))
-        if arithmetic.half is not None:
+        if arithmetic.half is not None and any(self._own):
             self._widen_gates()
         state = self._state(self.module)
         targets: dict[str, str] = self.module.meta["eexform.parameters"]
@@ -146,8 +146,9 @@ class Network:
             )
         self.heads = [(name, parameter) for name, parameter in trainable if id(parameter) in heads]
         self.trunk = [(name, parameter) for name, parameter in trainable if id(parameter) not in heads]
-        if not self.heads:
-            raise ModelError("none of the heads has a parameter that can be trained")
+        if not self.heads and (graph.exits or not self.trunk):
+            what = "none of the heads" if graph.exits else "the network has no exits, and no part of it"
+            raise ModelError(f"{what} has a parameter that can be trained")
         moving = self._called_with(heads)
         self._still = [
             module

@@ -20,6 +20,7 @@ from eexform.tunables import parameter
 NEEDS = {
     "labels": "needs labels, and the data set has none: without labels, learn from the trunk's answers (distill)",
     "answers": "needs labels or the original trunk's scores, and neither was given",
+    "exits": "needs early exits, which learn from the final one, and the network has none: teacher=trunk",
     "gates": "needs a learned confidence at every exit: use heads with a gate (.../gate)",
     "teacher": "needs the original trunk's scores, and none were given",
     "support": "needs the accuracy of every exit on every class, and it was not measured",
@@ -82,8 +83,10 @@ class ExitBatch:
         early = len(self.logits) - 1
         if need == "answers":
             return self.labels is not None or self.teacher is not None
+        if need == "exits":
+            return early > 0
         if need == "gates":
-            return len(self.confidences) == early and all(each is not None for each in self.confidences)
+            return 0 < early == len(self.confidences) and all(each is not None for each in self.confidences)
         if need == "measured":
             return len(self.measured) == early == len(self.thresholds)
         return getattr(self, need) is not None

@@ -1,7 +1,9 @@
 """The flat reference of an exported network, rebuilt from the original model and the exported heads' parameters.
 
 Nothing is taken from the exported file but the plan and the numbers of the heads: trunk, wiring and head structure come
-from the original and from the plan's text, so a head on the wrong site or with another head's numbers shows.
+from the original and from the plan's text, so a head on the wrong site or with another head's numbers shows. Where the
+trunk itself holds numbers that were computed from data (repaired, distilled), those too come from the file unless the
+run is at hand; see :func:`trunk_of`.
 """
 
 from __future__ import annotations
@@ -27,12 +29,46 @@ from eexform.ir.policy import emit_carry
 from eexform.ir.sites import SiteReport, find_sites
 from eexform.passes import PassContext
 from eexform.passes.recipe import Recipe
+from eexform.passes.set_parameters import SetParameters, put
 
 _ANY_LIVE = 1000
 
 
-def trunk_of(against: Graph, exported: Exported) -> Graph:
-    """The trunk that the heads were attached to: the original after the recipe's passes in front of ``insert_exits``.
+@dataclass(frozen=True)
+class Replayed:
+    """The trunk that the heads were attached to.
+
+    Attributes:
+        graph: the original after the recipe's passes in front of ``insert_exits``.
+        stored: the plan stores numbers that are not at hand, so the exported file's were taken. Nodes, wiring and
+            shapes never are.
+        taken: how many parameters are not those that the recipe makes of the original's.
+    """
+
+    graph: Graph
+    stored: bool = False
+    taken: int = 0
+
+
+def trunk_of(
+    against: Graph,
+    exported: Exported,
+    parameters: Mapping[str, np.ndarray] | None = None,
+    arrays: Mapping[str, Mapping[str, np.ndarray]] | None = None,
+) -> Replayed:
+    """The trunk that the heads were attached to.
+
+    A plan from a trunk that was repaired or trained names stored numbers (``set_parameters``). Where they are not in
+    ``arrays`` the passes are replayed with the original's own numbers in their place, which gives the structure, and
+    then every parameter takes the value that it has in the exported file. So what was cut, and how all is connected, is
+    still derived from the original; of the numbers it is only known that all together have the recorded digest, and
+    which of them differ from what the recipe makes of the original's.
+
+    Args:
+        against: the original.
+        exported: the plan.
+        parameters: of the exported file, by name.
+        arrays: stored numbers by digest, such as those of a run.
 
     Raises:
         VerificationError: the recipe cannot be replayed on this model.
@@ -42,17 +78,49 @@ def trunk_of(against: Graph, exported: Exported) -> Graph:
         if entry.get("name") in ("insert_exits", "lower"):
             break
         before.append(entry)
-    graph = against
+    graph, known, missing = against, arrays or {}, False
     try:
         for step in Recipe.parse({"pass": before}).passes():
+            if isinstance(step, SetParameters) and step.digest not in known:
+                graph, missing = _with_empty_biases(graph, step), True
+                continue
             step.requires(graph)
-            graph = step.run(graph, PassContext()).graph
+            graph = step.run(graph, PassContext(arrays=known)).graph
+        if not missing:
+            return Replayed(graph)
+        found = _fitting(graph, parameters or {})
+        own = graph.parameters()
+        differ = sum(not np.array_equal(own[name], values) for name, values in found.items())
+        return Replayed(put(graph, found)[0], True, differ)
     except EexformError as error:
         raise VerificationError(
             f"the recipe in the exported file cannot be replayed on the model it is verified against: {error}; is it "
             "the model that was exported?"
         ) from error
-    return graph
+
+
+def _with_empty_biases(graph: Graph, step: SetParameters) -> Graph:
+    """``graph`` with the biases that ``step`` would add, their numbers still to come."""
+    nodes = {node.name: node for node in graph.nodes}
+    arrays = {}
+    for name, bias in step.biases.items():
+        if name in nodes and bias not in graph.constants:
+            weight = np.asarray(nodes[name].inputs[1].values)
+            node, axis = nodes[name], 0
+            if node.op == "ConvTranspose" or (node.op == "Gemm" and not node.attrs.get("transB", 0)):
+                axis = 1
+            groups = int(node.attrs.get("group", 1)) if node.op == "ConvTranspose" else 1
+            arrays[bias] = np.zeros(weight.shape[axis] * groups, weight.dtype)
+    return put(graph, arrays, {node: name for node, name in step.biases.items() if name in arrays})[0]
+
+
+def _fitting(graph: Graph, parameters: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Those of ``parameters`` that a parameter of ``graph`` can take: same name, shape and type."""
+    return {
+        name: parameters[name]
+        for name, own in graph.parameters().items()
+        if name in parameters and parameters[name].shape == own.shape and parameters[name].dtype == own.dtype
+    }
 
 
 @dataclass(frozen=True)
@@ -97,16 +165,22 @@ def reference(trunk: Graph, exported: Exported, parameters: Mapping[str, np.ndar
         _check_measure(leaving, place, gated=gates[-1] is not None)
     exits = exported.exits
     carry, final_temperature = _carry(exported)
-    if carry:
-        emitter = Emitter(draft)
-        inner, name = draft.outputs[0], draft.outputs[0].name
+    emitter, inner, name = Emitter(draft), draft.outputs[0], draft.outputs[0].name
+    tail = _tail(exported)
+    if tail is not None:
         emitter.rename(inner, f"verify.{name}")
+        inner = _planted_tail(draft, trunk, sites, tail, values, parameters)
+        final_temperature = _constant(parameters, f"{tail.prefix}carry{len(exits)}.temperature")
+    if carry:
+        if tail is None:
+            emitter.rename(inner, f"verify.{name}")
         temperatures = [_constant(parameters, f"carry{place}.temperature") for place in range(len(exits))]
-        *scores, final = emit_carry(
+        *scores, inner = emit_carry(
             emitter, [*scores, inner], [*temperatures, final_temperature], carry, exported.scores
         )
-        emitter.rename(final, name)
-        draft.outputs[0] = final
+    if inner.name != name:
+        emitter.rename(inner, name)
+    draft.outputs[0] = inner
     sure = _confidences(Emitter(draft), exits, gates)
     draft.outputs = [draft.outputs[0], *scores, *(value for value in sure if value is not None)]
     rewired = tuple(
@@ -114,7 +188,54 @@ def reference(trunk: Graph, exported: Exported, parameters: Mapping[str, np.ndar
         for item, score, value in zip(exits, scores, sure, strict=True)
     )
     said = tuple(gate.name if gate is not None else "" for gate in gates)
+    if tail is not None:  # nothing behind the new final classifier is there to be run, or skipped
+        kept = list(draft.outputs)
+        draft.outputs = [*kept, *(gate for gate in gates if gate is not None)]
+        draft.cleanup(remove_unused_graph_inputs=False, remove_unused_node_outputs=False)
+        draft.outputs = kept
     return Reference(trunk.replace(draft, exits=rewired), said)
+
+
+@dataclass(frozen=True)
+class _Tail:
+    """The head that ``drop_tail`` made the final classifier.
+
+    Attributes:
+        site: where it is attached.
+        head: canonical text, without a gate.
+        prefix: of its parameters' names in the exported file.
+    """
+
+    site: str
+    head: str
+    prefix: str
+
+
+def _tail(exported: Exported) -> _Tail | None:
+    given = exported.plan.get("tail")
+    if given is None:
+        return None
+    if not isinstance(given, Mapping) or not all(isinstance(given.get(key), str) for key in ("site", "head", "prefix")):
+        raise VerificationError(f"the plan's description of its last classifier is damaged: {given!r}; export it again")
+    return _Tail(given["site"], given["head"], given["prefix"])
+
+
+def _planted_tail(
+    draft: gs.Graph,
+    trunk: Graph,
+    sites: SiteReport,
+    tail: _Tail,
+    values: Mapping[str, gs.Tensor],
+    parameters: Mapping[str, np.ndarray],
+) -> gs.Variable:
+    """The scores of the head that is the final classifier, put onto the trunk."""
+    carried = f"{tail.prefix}carry"
+    names = [name for name in parameters if name.startswith(tail.prefix) and not name.startswith(carried)]
+    built = _head(trunk, sites, Exit(tail.site, tail.head, "", parameters=tuple(names)), len(values), parameters)
+    prefix = "verify.tail."
+    while any(name.startswith(prefix) for name in trunk.tensors):
+        prefix = f"_{prefix}"
+    return graft(draft, built, feeds={built.inputs[0]: values[tail.site]}, prefix=prefix)[built.final]
 
 
 def _check_measure(leaving: Exit, place: int, *, gated: bool) -> None:

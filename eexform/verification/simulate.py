@@ -41,6 +41,8 @@ class Simulated:
 
     def near_ties(self) -> np.ndarray:
         """[n] bool: samples whose exit rounding may change."""
+        if not self.exits:
+            return np.zeros(len(self.final), bool)
         return near_ties(self.exit_scores, self.exits, self.kind, self.learned)
 
     def confidences(self) -> np.ndarray:

@@ -91,6 +91,7 @@ def verify(
     atol: float = 1e-4,
     rtol: float = 1e-4,
     progress: Callable[[str, int, int], None] | None = None,
+    arrays: Mapping[str, Mapping[str, np.ndarray]] | None = None,
 ) -> Report:
     """Verify an exported file, or a folder of stages, against the original trunk.
 
@@ -104,6 +105,8 @@ def verify(
         atol: absolute tolerance on scores and confidences.
         rtol: relative tolerance on them.
         progress: told the name of each check before it is made, how many were made, and how many there are.
+        arrays: numbers that the plan stores, by digest: those of a run (``run.context().arrays``). Without them they
+            are taken from the exported file, and the check of the trunk says so.
 
     Returns:
         The report. A fault of the exported network is a failed check, not an exception.
@@ -115,7 +118,8 @@ def verify(
     """
     deployed = Deployed(path, threads=threads)
     feeds = _feeds(data, against, split, samples)
-    verifier = _Verifier(deployed, against, feeds, atol, rtol, progress or (lambda name, made, total: None))
+    told = progress or (lambda name, made, total: None)
+    verifier = _Verifier(deployed, against, feeds, atol, rtol, told, arrays)
     verifier.run()
     return Report(tuple(verifier.checks), deployed.form, verifier.count, verifier.ties)
 
@@ -129,7 +133,9 @@ class _Verifier:
         atol: float,
         rtol: float,
         progress: Callable[[str, int, int], None],
+        arrays: Mapping[str, Mapping[str, np.ndarray]] | None,
     ) -> None:
+        self.arrays = arrays
         self.deployed, self.against, self.feeds = deployed, against, feeds
         self.atol, self.rtol, self.progress = atol, rtol, progress
         self.exits = deployed.exported.exits
@@ -230,7 +236,24 @@ class _Verifier:
         return True, f"sha-256 of {len(self.exits)} heads as planned"
 
     def _trunk(self) -> tuple[Graph, bool, str]:
-        trunk = trunk_of(self.against, self.deployed.exported)
+        replayed = trunk_of(self.against, self.deployed.exported, self.deployed.parameters(), self.arrays)
+        trunk, stored = replayed.graph, ""
+        made_from = self.deployed.exported.plan.get("original")
+        if made_from is not None and made_from != self.against.digest:
+            return (
+                trunk,
+                False,
+                (
+                    f"the plan was made from the model {str(made_from)[:12]}..., the one given is "
+                    f"{self.against.digest[:12]}...: verify against the model that was exported"
+                ),
+            )
+        if replayed.stored:
+            stored = (
+                f"; cut and connected as the recipe does it to the original; {replayed.taken} of "
+                f"{len(trunk.parameters())} parameters are stored ones and taken from the file: all together have the "
+                "recorded digest (with --run they are the run's)"
+            )
         wanted = self.deployed.exported.trunk_digest
         if wanted and trunk.digest != wanted:
             return (
@@ -239,9 +262,13 @@ class _Verifier:
                 (
                     f"the heads were trained on trunk {wanted[:12]}..., the model given (after the recipe's passes) is "
                     f"{trunk.digest[:12]}...: verify against the model that was exported"
+                    + (", or parameters of the file have changed" if replayed.stored else "")
                 ),
             )
-        return trunk, True, f"digest {trunk.digest[:12]}..." if wanted else "the file names no trunk to compare with"
+        if replayed.stored and not wanted:
+            return trunk, False, "the file holds stored parameters and names no trunk digest to check them with"
+        said = f"digest {trunk.digest[:12]}..." if wanted else "the file names no trunk to compare with"
+        return trunk, True, said + stored
 
     def _reference(self, trunk: Graph, made: list[Reference]) -> tuple[bool, str]:
         made.append(reference(trunk, self.deployed.exported, self.deployed.parameters()))

@@ -114,7 +114,7 @@ class Redraw:
         measures = tuple(space.genes[0, "measure"].domain.values)  # type: ignore[attr-defined]
         trust = self.options["trust"]
         bits = BitScorer(select, seen, self.places, measures=measures, levels=self.options["levels"], trust=trust)
-        evaluation = Evaluation(space, lambda _: bits)
+        evaluation = Evaluation(space, bits)
         settings = Settings(population=self.options["population"], generations=self.options["generations"])
         state = evolve(space, evaluation, settings, seed=self.seed)
         scorer = Scorer({"select": select, "test": test}, self.costs, trust=trust)

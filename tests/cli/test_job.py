@@ -116,7 +116,7 @@ def test_a_plan_is_replayed(place: Path, run: Path, model: Path, exported: Path)
         np.testing.assert_array_equal(ours, theirs)
     for form, target in (("none", "flat.onnx"), ("stages", "applied-stages"), ("multi", "multi2.onnx")):
         plain = fine("apply", model, folder / "plan.toml", "-o", place / target, "--form", form, "--json").json
-        assert {"out", "form", "changed", "nodes", "exits", "notes", "skipped"} == set(plain)
+        assert {"out", "plan", "form", "changed", "nodes", "exits", "notes", "skipped"} == set(plain)
         assert plain["form"] == form
     assert len(fine("inspect", place / "flat.onnx", "--json").json["exits"]) == len(plain["exits"])
 

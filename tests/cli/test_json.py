@@ -40,6 +40,7 @@ def commands(place: Path, run: Path, model: Path, exported: Path) -> dict[str, A
     fine("export", run, "--pick", "3", "--form", "plan", "-o", place / "json" / "plan.toml")
     arguments: dict[str, tuple[object, ...]] = {
         "`inspect`": ("inspect", model),
+        "`groups`": ("groups", model),
         "`search` and `pareto`": ("pareto", run),
         "`export`": ("export", run, "--pick", "3", "-o", place / "json" / "x.onnx"),
         "`verify`": ("verify", exported, "--against", model, "--run", run, "--samples", "8"),
@@ -66,7 +67,7 @@ def test_every_key_is_documented(commands: dict[str, Any]) -> None:
 def test_every_documented_key_is_there(commands: dict[str, Any]) -> None:
     """In the tables, whose first column names keys."""
     text = DOCUMENT.read_text(encoding="utf-8")
-    for title in ("`inspect`", "`search` and `pareto`", "`apply`"):
+    for title in ("`inspect`", "`groups`", "`search` and `pareto`", "`apply`"):
         body = re.split(r"\n## ", text.split(f"\n## {title}\n")[1])[0]
         named = {
             key.split(".")[-1]

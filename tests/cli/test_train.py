@@ -166,3 +166,12 @@ def test_losses() -> None:
     plain = fine("losses", "--json").json["losses"]
     assert {"cross_entropy", "distill"} <= {entry["name"] for entry in plain}
     assert all(entry["error"] is None and entry["summary"] for entry in plain)
+
+
+def test_criteria() -> None:
+    shown = fine("criteria").out
+    for name in ("l1", "geometric_median", "taylor", "needs samples"):
+        assert name in shown
+    plain = fine("criteria", "--json").json["criteria"]
+    assert {"l2", "activation", "bn_scale", "random"} <= {entry["name"] for entry in plain}
+    assert all(entry["error"] is None and entry["summary"] for entry in plain)

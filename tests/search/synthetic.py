@@ -125,4 +125,4 @@ def evaluation(
     found = space(where, levels, **options)  # type: ignore[arg-type]
     measures = next(gene.domain.values for key, gene in found.genes.items() if key[1] == "measure")  # type: ignore
     scorer = BitScorer(data or scores(where), costs(where), where, measures=measures, levels=levels)
-    return Evaluation(found, lambda _: scorer, "macs", constraints or Constraints())
+    return Evaluation(found, scorer, "macs", constraints or Constraints())

@@ -69,7 +69,7 @@ def test_found_recipes_can_be_applied(trunk: Graph) -> None:
     scorer = BitScorer(
         synthetic.scores(where, 120, 5), synthetic.costs(where), where, measures=synthetic.MEASURES, levels=16
     )
-    evaluation = Evaluation(space, lambda _: scorer)
+    evaluation = Evaluation(space, scorer)
     state = evolve(space, evaluation, Settings(population=8, generations=3, refine_every=1), seed=0)
     best = list(state.archive)[len(state.archive) // 2]
     ((name, parameters),) = evaluation.recipe(best)
@@ -90,7 +90,7 @@ def test_given_sites_are_kept(trunk: Graph, text: str) -> None:
     space = build_space([("insert_exits", given)], trunk, PassContext(heads=store), levels=16)
     assert list(space.genes) == [(0, "thresholds")]
     scorer = BitScorer(synthetic.scores(where, 120, 5), synthetic.costs(where), where, measures=["entropy"], levels=16)
-    evaluation = Evaluation(space, lambda _: scorer)
+    evaluation = Evaluation(space, scorer)
     state = evolve(space, evaluation, Settings(population=8, generations=4, refine_every=2), seed=0)
     for one in state.archive:
         assert evaluation.candidate(one).pairs == tuple((site, HEADS[1]) for site in sites)

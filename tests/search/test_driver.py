@@ -13,7 +13,7 @@ import pytest
 
 from eexform.cost_models.latency_ort import LatencyOrt
 from eexform.errors import EexformError, RunError, StorageError
-from eexform.search import driver
+from eexform.search import driver, exits
 from eexform.search.archive import non_dominated
 from eexform.search.run import Run
 from tests import tiny
@@ -81,7 +81,7 @@ def test_errors_in_mid_run_are_noted(tmp_path: Path, monkeypatch: pytest.MonkeyP
         raise StorageError("journal.jsonl: cannot be written: No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(driver.Journal, "append", full)
+        patch.setattr(exits.Journal, "append", full)
         with pytest.raises(EexformError, match="No space left"):
             start(tmp_path / "run")
     assert facts_of(tmp_path / "run")["state"] == "failed"

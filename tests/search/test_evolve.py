@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import random
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,6 @@ from eexform.search.genome import Constraints, Individual
 from eexform.search.journal import Journal, read_journal
 from eexform.search.nsga2 import Settings, State, evolve, select, start, step
 from eexform.search.scorer import Scorer
-from eexform.tunables import Choice
 from tests.search import synthetic
 
 WHERE = synthetic.places(4, 3)
@@ -225,7 +223,7 @@ def test_violation_is_that_of_the_exact_figures() -> None:
     limits = Constraints(max_cost=24e6, max_worst=41e6, max_params=273e3, min_accuracy=0.8)
     costs = synthetic.costs(WHERE)
     bits = BitScorer(DATA, costs, WHERE, measures=synthetic.MEASURES, levels=32, trust=0.6)
-    evaluation = Evaluation(fresh().space, lambda _: bits, "macs", limits)
+    evaluation = Evaluation(fresh().space, bits, "macs", limits)
     exact = Scorer({"select": DATA}, costs, trust=0.6)
     rng = np.random.default_rng(2)
     people = [evaluation.space.sample(rng) for _ in range(40)]
@@ -257,12 +255,13 @@ def test_impossible_limits_are_refused() -> None:
     with pytest.raises(OptionError, match="none of the plans tried keeps the cost limits"):
         evolve(evaluation.space, evaluation, SMALL, seed=0)
     bits = BitScorer(DATA, {"macs": synthetic.costs(WHERE)["macs"]}, WHERE, measures=synthetic.MEASURES)
-    bad = Evaluation(evaluation.space, lambda _: bits, "macs", Constraints(max_params=1e9))
     with pytest.raises(OptionError, match="max_params needs the cost model 'params'"):
-        evolve(bad.space, bad, SMALL, seed=0)
+        Evaluation(evaluation.space, bits, "macs", Constraints(max_params=1e9))
+    with pytest.raises(OptionError, match="objective 'mac' is no cost model here: did you mean 'macs'"):
+        Evaluation(evaluation.space, bits, "mac")
     free = BitScorer(DATA, {"macs": synthetic.costs(WHERE, trunk=0.0)["macs"]}, WHERE, measures=synthetic.MEASURES)
     with pytest.raises(OptionError, match=r"the trunk costs 0.0 under 'macs', so there is nothing to save"):
-        evolve(bad.space, Evaluation(bad.space, lambda _: free, "macs"), SMALL, seed=0)
+        Evaluation(evaluation.space, free, "macs")
     with pytest.raises(OptionError, match="population 10 is not a multiple of 4"):
         Settings(population=10)
 
@@ -274,26 +273,6 @@ def test_tiny_spaces_are_exhausted_without_trouble() -> None:
     )
     state = evolve(evaluation.space, evaluation, SMALL, seed=0)
     assert 1 <= len(state.population) <= 3
-
-
-def test_variants_of_the_trunk_are_scored_apart() -> None:
-    space = synthetic.space(WHERE, extra=Choice([1, 2]))
-    asked = []
-
-    def scorer_for(individual: Individual) -> BitScorer:
-        width = individual.genome[0, "width"]
-        asked.append(width)
-        costs = synthetic.costs(WHERE, trunk=40e6 * width)
-        return BitScorer(DATA, costs, WHERE, measures=synthetic.MEASURES, levels=space.levels)
-
-    evaluation = Evaluation(space, scorer_for)
-    state = evolve(space, evaluation, SMALL, seed=0)
-    assert sorted(asked) == [1, 2]
-    halfway = Evaluation(space, scorer_for)
-    begun = evolve(space, halfway, replace(SMALL, generations=2), seed=0)
-    again = Evaluation(space, scorer_for)  # knows no variant yet, as after a restart
-    assert frozen(evolve(space, again, SMALL, seed=0, state=begun), again) == frozen(state, evaluation)
-    assert state.archive.points[0, 1] < 40e6
 
 
 def test_selection_prefers_feasible_then_least_violating() -> None:
@@ -309,7 +288,7 @@ def test_search_beats_chance_and_nears_the_optimum() -> None:
     data = synthetic.scores(where, 300)
     options: dict[str, Any] = {"levels": 8, "measures": ("margin",), "carries": (0.0,)}
     evaluation = synthetic.evaluation(where, data, **options)
-    bits = evaluation.scorer(evaluation.space.sample(np.random.default_rng(0)))
+    bits = evaluation.scorer
     best = baselines.exhaustive(bits, "macs", range(8))
     reference = (1.0, 41e6)
     optimum = hypervolume(best, reference)

@@ -125,7 +125,7 @@ def test_variants_interrupted_and_resumed(tmp_path: Path, monkeypatch: pytest.Mo
         start(tmp_path / "run", recipe=steps, progress=tiny.Watch("searching", after=2))
         start(tmp_path / "run", recipe=steps, resume=True)
         assert front_of(tmp_path / "run") == front_of(straight.folder.path)
-        assert {dict(plan.recipe)["drop_block"]["count"] for plan in straight.front} <= {0, 1}
+        assert {dict(plan.recipe).get("drop_block", {"count": 0})["count"] for plan in straight.front} <= {0, 1}
 
 
 def test_a_site_that_a_variant_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sites: list[str]) -> None:
@@ -136,7 +136,7 @@ def test_a_site_that_a_variant_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyP
         run = start(tmp_path / "run", recipe=steps, options=named, limits=Limits(max_worst="0.95x"))
         assert len(run.front) >= 2
         for plan in run.front:
-            if dict(plan.recipe)["drop_block"]["count"]:
+            if "drop_block" in dict(plan.recipe):
                 assert sites[-1] not in {exit_.site for exit_ in plan.exits}
             assert tuple(exit_.site for exit_ in plan.materialise().exits) == tuple(e.site for e in plan.exits)
 
@@ -145,7 +145,7 @@ def test_tunables_without_a_default_and_passes_that_draw(tmp_path: Path, monkeyp
     """A plan is its recipe: whatever the search's seed, its trunk is made again from the recipe alone."""
     with registered(monkeypatch):
         run = start(tmp_path / "run", recipe=recipe(("undecided", {}), ("insert_exits", {})), options=options(seed=5))
-        plan = busiest(run)
+        plan = max((plan for plan in run.front if "undecided" in dict(plan.recipe)), key=lambda plan: len(plan.exits))
         assert dict(plan.recipe)["undecided"] == {"count": 1}
         run.save_plan(plan, tmp_path / "plan.toml")
         assert apply(run.graph, tmp_path / "plan.toml").graph.digest == plan.materialise().digest

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from eexform.errors import RunError
-from eexform.search import driver
+from eexform.search import exits
 from eexform.search.limits import Limits
 from eexform.search.run import Run, open_run
 from eexform.training import TrainOptions
@@ -41,7 +41,7 @@ def test_interrupted_search_is_readable_and_resumes_to_the_same_front(done: Run,
 
 def test_interrupted_inside_a_generation(done: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    evaluate = driver.Evaluation.evaluate
+    evaluate = exits.Evaluation.evaluate
 
     def third(self: Any, individuals: Any) -> None:
         calls.append(len(individuals))
@@ -49,7 +49,7 @@ def test_interrupted_inside_a_generation(done: Run, tmp_path: Path, monkeypatch:
             raise KeyboardInterrupt
         evaluate(self, individuals)
 
-    monkeypatch.setattr(driver.Evaluation, "evaluate", third)
+    monkeypatch.setattr(exits.Evaluation, "evaluate", third)
     run = start(tmp_path / "run")
     assert run.state == "interrupted"
     assert len(run.front) >= 1
@@ -62,7 +62,7 @@ def test_interrupted_before_the_first_generation(done: Run, tmp_path: Path, monk
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(driver.Evaluation, "evaluate", never)
+        patch.setattr(exits.Evaluation, "evaluate", never)
         with pytest.raises(KeyboardInterrupt):
             start(tmp_path / "run")
     run = open_run(tmp_path / "run")

@@ -74,8 +74,6 @@ def test_inactive_genes_do_not_count() -> None:
     assert SPACE.key(genome) == SPACE.key(other)
     other[1, "thresholds"] = {**genome[1, "thresholds"], "s1": (genome[1, "thresholds"]["s1"] + 1) % 32}
     assert SPACE.key(genome) != SPACE.key(other)
-    assert SPACE.trunk_key(genome) == SPACE.trunk_key(other)
-    assert SPACE.trunk_key(genome) != SPACE.trunk_key({**genome, (0, "width"): genome[0, "width"] % 8 + 1})
 
 
 def test_bound_recipe_holds_what_counts() -> None:
@@ -83,7 +81,6 @@ def test_bound_recipe_holds_what_counts() -> None:
     genome[0, "width"], genome[1, "sites"] = 5, ("s0", "s3")
     bound = SPACE.bind(genome, {"s0": 0.5, "s3": 0.75})
     assert bound[0] == ("narrow", {"width": 5})
-    assert SPACE.before_exits(genome) == bound[:1]
     assert bound[1][1]["thresholds"] == {"s0": 0.5, "s3": 0.75}
     assert set(bound[1][1]["heads"]) == {"s0", "s3"}
 

@@ -28,9 +28,20 @@ CPU = Arithmetic(torch.device("cpu"), None, channels_last=True)
 GATED = ("cross_entropy", "stick_breaking", "confidence_bce", "expected_cost:limit=0.5", "support")
 
 
-def test_a_graph_without_exits(tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match="the graph has no exits: nothing would be trained but the trunk"):
-        tune(tmp_path, tiny.trained())
+@pytest.mark.parametrize("options", [{"strategy": "frozen"}, {"strategy": "mixed"}, {"strategy": "heads-then-joint"}])
+def test_strategies_about_heads_on_a_graph_without_exits(options: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="is about heads, and the graph has no exits: take distill or joint"):
+        tune(tmp_path, tiny.trained(), epochs=3, **options)
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [(text, "needs a learned confidence at every exit") for text in GATED[1:]]
+    + [("distill:teacher=final", "needs early exits")],
+)
+def test_terms_about_exits_on_a_graph_without_any(loss: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match=message):
+        tune(tmp_path, tiny.trained(), losses=("cross_entropy", loss))
 
 
 @pytest.mark.parametrize("text", GATED[1:])

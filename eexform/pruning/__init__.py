@@ -1,0 +1,1 @@
+"""What pruning passes share: criteria, allocation of cuts, calibration samples, repair."""
