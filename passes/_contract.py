@@ -164,6 +164,14 @@ class Pass(ABC):
             for name, domain in tunable_fields(cls).items()
         }
 
+    @classmethod
+    def follow(cls, item: Any, before: Graph, after: Graph) -> Any:
+        """What an item of a table that was filled in on ``before`` is called on ``after``.
+
+        Passes in front have made ``after`` of ``before``. An item that is none there (by ``space``) no longer counts.
+        """
+        return item
+
     def to_plain(self) -> dict[str, Any]:
         """The parameters as plain values that a recipe file can hold; those at their default are left out."""
         plain = {}

@@ -108,6 +108,13 @@ class PruneGroups(Pass):
         return {**domains, "criterion": Choice(known), "ratios": Each("families", families)}
 
     @classmethod
+    def follow(cls, item: Any, before: Graph, after: Graph) -> Any:
+        """A family is called after its first group, which may have gone with a block: then after the next one."""
+        members = set(before.groups.families().get(item, ()))
+        families = after.groups.families()
+        return next((family for family, names in families.items() if members & set(names)), item)
+
+    @classmethod
     def takes(cls, group: Group) -> bool:
         """Whether ``group`` is one that the pass could cut."""
         return group.kind in cls.kinds and group.prunable

@@ -14,6 +14,7 @@ from eexform.ir.digest import digest_arrays
 from eexform.ir.graph import Graph
 from eexform.passes._contract import Pass, PassContext, PassResult, Skip
 from eexform.passes._exits import refresh_exits
+from eexform.pruning.repair_layers import outputs_of
 from eexform.tunables import parameter
 
 BIASED = ("Conv", "ConvTranspose", "Gemm")
@@ -88,7 +89,7 @@ def put(
         if name not in graph.constants:
             _add_bias(nodes[node_name], name, arrays[name], graph)
             fresh[name] = node_name
-    held = graph.constants
+    held = {name: graph.constants[name] for name in graph.parameters()}  # sizes and indices are no parameters
     for name, values in arrays.items():
         if name in fresh:
             continue
@@ -120,14 +121,32 @@ def put(
     return refresh_exits(graph, made), True, ()
 
 
-def _add_bias(node: gs.Node, name: str, values: np.ndarray, graph: Graph) -> None:
-    need(name not in graph.tensors, f"a bias cannot be called {name!r}: the graph has another value of that name")
+def empty_bias(node: gs.Node) -> np.ndarray:
+    """Zeros of the shape and type that a bias of ``node`` has.
+
+    Raises:
+        PassError: its operator takes none, or its weight is computed, so that nothing says how long it is.
+    """
     need(
         node.op in BIASED and not node.domain,
         f"{node.op} {node.name!r} takes no bias; those that do are {', '.join(BIASED)}",
     )
+    weight = node.inputs[1] if len(node.inputs) > 1 else None
+    if not isinstance(weight, gs.Constant):
+        raise PassError(f"the weight of {node.op} {node.name!r} is computed; nothing says how long its bias is")
+    return np.zeros(outputs_of(node), weight.dtype)
+
+
+def _add_bias(node: gs.Node, name: str, values: np.ndarray, graph: Graph) -> None:
+    need(name not in graph.tensors, f"a bias cannot be called {name!r}: the graph has another value of that name")
+    expected = empty_bias(node)
     absent = len(node.inputs) < 3 or node.inputs[2].is_empty()
     need(absent, f"{node.op} {node.name!r} has a bias already: {node.inputs[-1].name!r}")
+    need(
+        values.shape == expected.shape and values.dtype == expected.dtype,
+        f"the bias {name!r} of {node.name!r} must be {expected.dtype} {list(expected.shape)}, what is stored for it is "
+        f"{values.dtype} {list(values.shape)}; was the plan made from this model?",
+    )
     node.inputs = [*node.inputs[:2], gs.Constant(name, values)]
     if node.op == "Gemm":
         node.attrs["beta"] = 1.0

@@ -46,9 +46,9 @@ class Calibration:
 
     @cached_property
     def positions(self) -> np.ndarray:
-        """Where the samples are in the split: int64, ascending."""
+        """Where the samples are in the split, int64, as drawn: the first few of them are a draw as well."""
         whole = self.dataset.size(self.split)
-        return np.sort(np.random.default_rng([self.seed, _STREAM]).permutation(whole)[: self.size])
+        return np.random.default_rng([self.seed, _STREAM]).permutation(whole)[: self.size]
 
     @cached_property
     def digest(self) -> str:

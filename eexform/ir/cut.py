@@ -114,7 +114,6 @@ def kept_positions(graph: Graph, cuts: Cuts, groups: ChannelGroups | None = None
         GraphError: as :func:`cut`.
     """
     found = graph.groups if groups is None else groups
-    masks: dict[Slot, np.ndarray] = {}
     shared: dict[tuple[int, int], np.ndarray] = {}
     kept: dict[Slot, np.ndarray] = {}
     owners: dict[Slot, list[tuple[np.ndarray, np.ndarray]]] = {}
@@ -138,7 +137,7 @@ def kept_positions(graph: Graph, cuts: Cuts, groups: ChannelGroups | None = None
         if len(parts) == 1 and key in shared:  # most slots of a group lose the same positions
             kept[slot] = shared[key]
             continue
-        mask = masks[slot] = np.ones(size, bool)
+        mask = np.ones(size, bool)
         for positions, gone in parts:
             mask[positions[gone]] = False
         kept[slot] = np.flatnonzero(mask)

@@ -214,7 +214,6 @@ class _Reader:
         self.statements = coupler.statements()
         self.slots = self.statements.slots
         self.role_order = {slot: place for place, slot in enumerate(self.statements.roles)}
-        self.places = {slot: place for place, slot in enumerate(self.statements.roles)}
 
     def groups(self) -> tuple[Group, ...]:
         said = self.statements

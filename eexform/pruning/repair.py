@@ -301,13 +301,13 @@ class _Repair:
         """Let the layer's result gain ``shift [channels]`` from now on."""
         knob = layer.knob
         assert knob is not None
-        if knob.new:
-            kind = self.graph.flow.nodes[layer.node].inputs[1].dtype
-            self._set({knob.name: shift.astype(kind)}, {knob.node: knob.name})
-            return
-        old = self.arrays.get(knob.name, self.graph.constants[knob.name].values)
         gain = np.broadcast_to(knob.gain, shift.shape)
         by = np.divide(shift, gain, out=np.zeros_like(shift), where=np.abs(gain) > 0)
+        if knob.new:
+            kind = self.graph.flow.nodes[layer.node].inputs[1].dtype
+            self._set({knob.name: by.astype(kind)}, {knob.node: knob.name})
+            return
+        old = self.arrays.get(knob.name, self.graph.constants[knob.name].values)
         self._set({knob.name: (old.astype(np.float64) + by.reshape(old.shape)).astype(old.dtype)})
 
     # -- normalisations ------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ cut, which numbers it put in. A trunk is the list of these *settled* passes, and
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +16,8 @@ from eexform.errors import EexformError, PassError
 from eexform.ir.graph import Graph
 from eexform.passes import Pass, PassContext, get, make
 from eexform.passes.set_parameters import SetParameters
-from eexform.tunables import Domain, Each, Subset, missing_parameters, tunable_fields
+from eexform.search.genome import Key
+from eexform.tunables import Each, Subset, missing_parameters, tunable_fields
 
 BoundRecipe = Sequence[tuple[str, Mapping[str, Any]]]
 
@@ -63,7 +64,7 @@ class Settled:
     graph: Graph
 
 
-def settle_passes(steps: BoundRecipe, original: Graph, context: PassContext) -> Settled:
+def settle_passes(steps: BoundRecipe, original: Graph, context: PassContext, genes: Collection[Key] = ()) -> Settled:
     """Carry out passes and write down what they did.
 
     A pass that changed nothing is left out, unless it is one that only makes networks faster. What a gene says about
@@ -73,6 +74,7 @@ def settle_passes(steps: BoundRecipe, original: Graph, context: PassContext) -> 
         steps: passes with parameters; a tunable that has neither a value nor a default is drawn, always the same.
         original: the trunk as loaded; it is also what repair compares with.
         context: samples and stored numbers.
+        genes: (place, parameter) pairs whose values a search chose on the original; the others stand as they are.
 
     Raises:
         OptionError, PassError: a pass cannot run.
@@ -80,8 +82,11 @@ def settle_passes(steps: BoundRecipe, original: Graph, context: PassContext) -> 
     context = replace(context, reference=original)
     graph, passes = original, []
     arrays: dict[str, Mapping[str, np.ndarray]] = {}
-    for name, given in steps:
-        step = make_step(name, given, graph)
+    for place, (name, given) in enumerate(steps):
+        chosen = _fitted(get(name), given, [field for at, field in genes if at == place], original, graph)
+        if chosen is None:
+            continue
+        step = make_step(name, chosen, graph)
         known = Layered(arrays, context.arrays) if arrays else context.arrays
         try:
             result = step(graph, replace(context, arrays=known))
@@ -171,7 +176,7 @@ def with_numbers(passes: BoundRecipe, original: Graph, arrays: Numbers, trained:
 def make_step(name: str, given: Mapping[str, Any], graph: Graph) -> Pass:
     """A pass with its parameters, for this graph."""
     cls = get(name)
-    return make(name, **_fitted(cls, given, graph), **drawn(name, missing_parameters(cls, given), graph))
+    return make(name, **given, **drawn(name, missing_parameters(cls, given), graph))
 
 
 def drawn(name: str, absent: Sequence[str], graph: Graph) -> dict[str, Any]:
@@ -182,18 +187,27 @@ def drawn(name: str, absent: Sequence[str], graph: Graph) -> dict[str, Any]:
     return {item: domains[item].sample(np.random.default_rng(0)) for item in wanted}
 
 
-def _fitted(cls: type[Pass], given: Mapping[str, Any], graph: Graph) -> Mapping[str, Any]:
-    """``given`` without items of sets and tables that are none on this graph."""
-    asked = tunable_fields(cls)
-    tables = [name for name, value in given.items() if name in asked and isinstance(value, (Mapping, list, tuple))]
-    if not tables or all(isinstance(asked[name], Domain) for name in tables):
+def _fitted(
+    cls: type[Pass], given: Mapping[str, Any], genes: Sequence[str], original: Graph, graph: Graph
+) -> Mapping[str, Any] | None:
+    """``given`` with what genes say about the original put in terms of ``graph``.
+
+    Returns:
+        ``None`` where a table had entries and all that they are about is gone: there is nothing to do. (An empty table
+        would mean the pass's default.)
+    """
+    tables = [name for name in genes if isinstance(given.get(name), (Mapping, list, tuple))]
+    if not tables or graph is original:
         return given
     domains = cls.space(graph, PassContext())
     fitted = dict(given)
     for name in tables:
         domain, value = domains.get(name), given[name]
         if isinstance(domain, Each) and isinstance(value, Mapping):
-            fitted[name] = {item: entry for item, entry in value.items() if item in domain.domains}
+            followed = {cls.follow(item, original, graph): entry for item, entry in value.items()}
+            fitted[name] = {item: entry for item, entry in followed.items() if item in domain.domains}
+            if value and not fitted[name]:
+                return None
         elif isinstance(domain, Subset) and not isinstance(value, Mapping):
             fitted[name] = tuple(item for item in value if item in domain.items)
     return fitted
@@ -214,7 +228,7 @@ class Withheld:
         raise DataNeededError
 
 
-def shape_of(steps: BoundRecipe, original: Graph, samples: Withheld) -> Graph | None:
+def shape_of(steps: BoundRecipe, original: Graph, samples: Withheld, genes: Collection[Key] = ()) -> Graph | None:
     """The trunk's structure, its numbers left out, where it can be told without looking at data.
 
     Passes that would look at data and leave nodes and shapes as they are (``keeps_structure``) are passed over.
@@ -227,11 +241,12 @@ def shape_of(steps: BoundRecipe, original: Graph, samples: Withheld) -> Graph | 
     """
     graph = original
     context = PassContext(samples=samples, reference=original)
-    for name, given in steps:
-        if keeps_structure(name):
+    for place, (name, given) in enumerate(steps):
+        chosen = _fitted(get(name), given, [field for at, field in genes if at == place], original, graph)
+        if chosen is None or keeps_structure(name):
             continue
         try:
-            graph = make_step(name, given, graph)(graph, context).graph
+            graph = make_step(name, chosen, graph)(graph, context).graph
         except DataNeededError:
             return None
     return graph

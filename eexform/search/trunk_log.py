@@ -22,8 +22,8 @@ _ID = ("kind", "of")
 class TrunkLog:
     """Append-only log with a look-up.
 
-    A line has a ``kind`` (``tried``, ``settled``, ``trained``), ``of`` what (any JSON value), the ``seconds`` that it
-    took, the ``epochs`` that it trained (0 but for ``trained``), and what came of it.
+    A line has a ``kind`` (``tried``, ``ranked``, ``settled``, ``trained``), ``of`` what (any JSON value), the
+    ``seconds`` that it took, the ``epochs`` that it trained (0 but for ``trained``), and what came of it.
 
     Args:
         path: the file; its folder must exist.
@@ -45,11 +45,6 @@ class TrunkLog:
                 self._check(line, header)
             else:
                 self._lines[_key(line)] = line
-
-    @property
-    def lines(self) -> list[dict[str, Any]]:
-        """Everything noted, the header left out."""
-        return list(self._lines.values())
 
     def find(self, kind: str, of: Any) -> dict[str, Any] | None:
         """What was noted about something; ``None`` where nothing was."""

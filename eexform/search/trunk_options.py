@@ -22,7 +22,7 @@ class TrunkOptions:
         samples: of head-train that criteria and repair may look at, and at most so many of calibrate that trunks are
             ranked by.
         exits: attach exits; without, the front is one of trunks alone.
-        learning_rate: peak, while a trunk is trained; ``None``: the usual one of ``eexform distil``.
+        learning_rate: peak, while a trunk is trained; ``None``: the usual one of ``eexform distill``.
         batch_size: samples per step, while a trunk is trained; ``None``: the usual one.
     """
 
@@ -59,7 +59,3 @@ class TrunkOptions:
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
-
-    @classmethod
-    def from_json(cls, plain: dict[str, Any]) -> TrunkOptions:
-        return cls(**plain)

@@ -135,14 +135,16 @@ class Trials:
         if individual.key not in self._settled:
             while len(self._settled) >= KEPT:
                 self._settled.pop(next(iter(self._settled)))
-            self._settled[individual.key] = settle_passes(self.steps(individual), self.original, self.context)
+            self._settled[individual.key] = settle_passes(
+                self.steps(individual), self.original, self.context, self.space.genes
+            )
         return self._settled[individual.key]
 
     def _shape(self, individual: Individual) -> Graph | None:
         samples = self.context.samples
         withheld = Withheld("", 0) if samples is None else Withheld(samples.digest, samples.size)
         try:
-            return shape_of(self.steps(individual), self.original, withheld)
+            return shape_of(self.steps(individual), self.original, withheld, self.space.genes)
         except PassError:
             return None  # said where it is carried out
 

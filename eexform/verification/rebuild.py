@@ -29,7 +29,7 @@ from eexform.ir.policy import emit_carry
 from eexform.ir.sites import SiteReport, find_sites
 from eexform.passes import PassContext
 from eexform.passes.recipe import Recipe
-from eexform.passes.set_parameters import SetParameters, put
+from eexform.passes.set_parameters import SetParameters, empty_bias, put
 
 _ANY_LIVE = 1000
 
@@ -105,12 +105,7 @@ def _with_empty_biases(graph: Graph, step: SetParameters) -> Graph:
     arrays = {}
     for name, bias in step.biases.items():
         if name in nodes and bias not in graph.constants:
-            weight = np.asarray(nodes[name].inputs[1].values)
-            node, axis = nodes[name], 0
-            if node.op == "ConvTranspose" or (node.op == "Gemm" and not node.attrs.get("transB", 0)):
-                axis = 1
-            groups = int(node.attrs.get("group", 1)) if node.op == "ConvTranspose" else 1
-            arrays[bias] = np.zeros(weight.shape[axis] * groups, weight.dtype)
+            arrays[bias] = empty_bias(nodes[name])
     return put(graph, arrays, {node: name for node, name in step.biases.items() if name in arrays})[0]
 
 
