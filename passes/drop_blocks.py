@@ -75,8 +75,8 @@ class DropBlocks(Pass):
             skipped = [*kept, *skipped]
         if not chosen:
             why = "no blocks were chosen" if report.blocks else "it has no block that could be left out"
-            settled = () if self.count or self.share else None
-            return PassResult(graph, changed=False, skipped=(Skip("graph", why), *skipped), replay=settled)
+            nothing = () if self.count or self.share else None
+            return PassResult(graph, changed=False, skipped=(Skip("graph", why), *skipped), replay=nothing)
         names = tuple(block.name for block in report.blocks if block in chosen)
         notes = [_note(block, measured.get(block.name)) for block in chosen]
         settled = None if not (self.count or self.share) else (DropBlocks(blocks=names),)

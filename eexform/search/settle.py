@@ -54,7 +54,7 @@ def _check_dropped(name: str, before: Sequence[Exit], after: Sequence[Exit]) -> 
     if not all(_rule(item) in left for item in after):
         raise OptionError(
             f"pass {name!r} behind {EXITS!r} changes exits; a search cannot score that from cached scores: "
-            "leave it out and apply it to the plan that is picked"
+            f"put it before {EXITS}, or apply it to the plan that is picked"
         )
 
 
