@@ -120,10 +120,21 @@ class DropBlocks(Pass):
         ]
 
 
-def _left(blocks: Iterable[Block], taken: Iterable[Block]) -> list[Block]:
-    """The blocks that are not gone, neither by themselves nor inside another one."""
+def _left(blocks: Iterable[Block], taken: Sequence[Block]) -> list[Block]:
+    """The blocks that may still go: not gone, and not cut into by one that is.
+
+    Of two stretches that overlap, what only the first holds must stay where the second one goes as well, so the two do
+    not save what they save alone.
+    """
     gone = {name for block in taken for name in block.nodes}
-    return [block for block in blocks if not gone.issuperset(block.nodes)]
+
+    def whole(block: Block) -> bool:
+        mine = set(block.nodes)
+        if mine.isdisjoint(gone):
+            return True
+        return not mine <= gone and all(mine.isdisjoint(one.nodes) or mine.issuperset(one.nodes) for one in taken)
+
+    return [block for block in blocks if whole(block)]
 
 
 def _costs(graph: Graph) -> dict[str, int]:
