@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from eexform.cost_models._contract import Cost, CostModel
+from eexform.cost_models._counting import counted
 from eexform.ir.arithmetic import node_macs
 from eexform.ir.graph import Graph
 from eexform.tunables import parameter
@@ -26,11 +27,4 @@ class Macs(CostModel):
     bindings: Mapping[str, int] = parameter(default={}, help="sizes of symbolic dimensions other than the batch")
 
     def cost(self, graph: Graph) -> Cost:
-        nodes: dict[str, float] = {}
-        unknown = []
-        for node in graph.nodes:
-            macs = node_macs(node, graph.types, self.bindings)
-            if macs is None:
-                unknown.append((node.name, node.op))
-            nodes[node.name] = macs or 0
-        return Cost(sum(nodes.values()), nodes, tuple(unknown))
+        return counted(graph, node_macs, self.bindings)

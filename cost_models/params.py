@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-import onnx_graphsurgeon as gs
 
 from eexform.cost_models._contract import Cost, CostModel
+from eexform.cost_models._counting import stored
+from eexform.ir.elements import dtype_of, is_float
 from eexform.ir.graph import Graph
 
 
@@ -26,20 +26,9 @@ class Params(CostModel):
     per_sample: ClassVar[bool] = False
 
     def cost(self, graph: Graph) -> Cost:
-        counted: set[int] = set()
-        nodes = {}
-        for node in graph.nodes:
-            size = 0
-            for tensor in _read(node):
-                if id(tensor) not in counted and np.issubdtype(tensor.dtype, np.floating):
-                    counted.add(id(tensor))
-                    size += int(np.prod(tensor.shape, dtype=np.int64))
-            nodes[node.name] = size
+        nodes: dict[str, float] = dict.fromkeys((node.name for node in graph.nodes), 0)
+        for node, tensor in stored(graph):
+            dtype = dtype_of(tensor.dtype)
+            if dtype is not None and is_float(dtype):
+                nodes[node] += int(np.prod(tensor.shape, dtype=np.int64))
         return Cost(sum(nodes.values()), nodes)
-
-
-def _read(node: gs.Node) -> Iterator[gs.Constant]:
-    """Constants that a node reads, those of the sub-graphs in it included."""
-    yield from (tensor for tensor in node.inputs if isinstance(tensor, gs.Constant))
-    for graph in node.subgraphs(recursive=True):
-        yield from (tensor for inner in graph.nodes for tensor in inner.inputs if isinstance(tensor, gs.Constant))

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from eexform.backends.export import export
     from eexform.backends.multi_exit import to_torch
     from eexform.backends.write_back import write_back
+    from eexform.cost_models.calibrate import calibrate
     from eexform.data import Preprocess, load_dataset, open_dataset
     from eexform.errors import EexformError
     from eexform.frontends.door import load
@@ -36,12 +37,14 @@ if TYPE_CHECKING:
     from eexform.ir.sites import find_sites
     from eexform.passes import Recipe
     from eexform.report.apply import apply
+    from eexform.report.costs import cost
     from eexform.report.inspect import inspect
     from eexform.report.pareto import pareto
     from eexform.report.quickstart import quickstart
     from eexform.runtime import StagedSession
     from eexform.search.driver import search
     from eexform.search.limits import Limits
+    from eexform.search.objectives import Target
     from eexform.search.options import SearchOptions
     from eexform.search.retrain import train
     from eexform.search.run import Run, open_run
@@ -63,9 +66,12 @@ _HOME = {
     "Run": "eexform.search.run",
     "SearchOptions": "eexform.search.options",
     "StagedSession": "eexform.runtime",
+    "Target": "eexform.search.objectives",
     "TrainOptions": "eexform.training.options",
     "apply": "eexform.report.apply",
     "bench": "eexform.verification.bench",
+    "calibrate": "eexform.cost_models.calibrate",
+    "cost": "eexform.report.costs",
     "distill": "eexform.training.distill",
     "export": "eexform.backends.export",
     "find_sites": "eexform.ir.sites",
@@ -96,10 +102,13 @@ __all__ = [
     "Run",
     "SearchOptions",
     "StagedSession",
+    "Target",
     "TrainOptions",
     "__version__",
     "apply",
     "bench",
+    "calibrate",
+    "cost",
     "distill",
     "export",
     "find_sites",

@@ -86,3 +86,4 @@ def test_samples_are_short_and_listed() -> None:
         assert len(script.read_text(encoding="utf-8").splitlines()) < 80, script.name
         assert f"({script.name})" in listed
     assert "third_party_pass" in listed
+    assert "external_cost_model" in listed

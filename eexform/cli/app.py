@@ -16,7 +16,7 @@ from typing import Any
 import typer
 
 import eexform
-from eexform.cli import checking, distilling, models, quick, searching, training
+from eexform.cli import calibrating, checking, costing, distilling, models, quick, searching, training
 from eexform.cli.help import WIDTH, PlainCommand, PlainGroup, examples
 from eexform.cli.output import errors
 from eexform.errors import EexformError
@@ -41,6 +41,12 @@ def _register(function: Any, *lines: str) -> None:
 
 _register(quick.quickstart, "eexform quickstart", "eexform quickstart --out first-try --seed 1")
 _register(models.inspect, "eexform inspect model.onnx", "eexform inspect model.onnx --rejected --json")
+_register(
+    costing.cost,
+    "eexform cost model.onnx --model roofline --device rpi5",
+    "eexform cost model.onnx --compare macs,roofline:device=xeon,latency_ort:threads=1",
+    "eexform cost --run runs/r1 --pick knee --model roofline --device cortex-m7 --model peak_ram_bytes",
+)
 _register(models.groups, "eexform groups model.onnx", "eexform groups model.onnx --frozen --json")
 _register(
     searching.search,
@@ -92,7 +98,12 @@ _register(
     "eexform apply model.onnx recipe.toml --form none -o folded.onnx",
 )
 _register(models.passes, "eexform passes", "eexform passes --json")
-_register(models.costs, "eexform costs", "eexform costs --json")
+_register(
+    calibrating.calibrate,
+    "eexform calibrate model.onnx -o machine.json",
+    "eexform calibrate model.onnx small.onnx --threads 2 --no-grid -o machine.json --resume",
+)
+_register(costing.costs, "eexform costs", "eexform costs --device", "eexform costs --device rpi5 --json")
 _register(training.losses, "eexform losses", "eexform losses --json")
 _register(models.criteria, "eexform criteria", "eexform criteria --json")
 

@@ -1,4 +1,4 @@
-"""Commands about a model and what can be done to it: inspect, groups, apply, passes, costs, criteria."""
+"""Commands about a model and what can be done to it: inspect, groups, apply, passes, criteria."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from eexform import cost_models
 from eexform import passes as registered
 from eexform.backends.export import export
 from eexform.cli import options
@@ -185,11 +184,6 @@ def apply(
 def passes(as_json: options.Json = False) -> None:
     """List the registered passes with their parameters and what a search may choose."""
     show({"passes": registered.listing()}, as_json, tables.passes)
-
-
-def costs(as_json: options.Json = False) -> None:
-    """List the registered cost models with their units and settings."""
-    show({"costs": cost_models.listing()}, as_json, tables.costs)
 
 
 def criteria(as_json: options.Json = False) -> None:

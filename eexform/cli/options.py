@@ -12,6 +12,7 @@ from eexform.errors import OptionError
 from eexform.frontends.onnx import load
 from eexform.ir.graph import Graph
 from eexform.references import is_reference
+from eexform.search.limits import Limits, fitting
 from eexform.search.run import open_run
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON (docs/json.md) instead of tables.")]
@@ -182,7 +183,11 @@ Preset = Annotated[
 _LIMITS = "Limits of every plan"
 MaxCost = Annotated[
     str | None,
-    typer.Option(help="Mean cost: 0.7x of the original's, or a number.", metavar="X", rich_help_panel=_LIMITS),
+    typer.Option(
+        help="What the first --cost comes to: 0.7x of the original's, or a number (20M).",
+        metavar="X",
+        rich_help_panel=_LIMITS,
+    ),
 ]
 MaxWorst = Annotated[
     str | None, typer.Option(help="Cost of the dearest path, written alike.", metavar="X", rich_help_panel=_LIMITS)
@@ -196,6 +201,37 @@ MinAccuracy = Annotated[
         help="On select: -0.5 (points against the original model), or 0.91.", metavar="X", rich_help_panel=_LIMITS
     ),
 ]
+MaxTerms = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--max",
+        help="Any cost, written alike: peak_ram_bytes=256KiB, latency_ort@p95=1.2x. Repeatable.",
+        metavar="TERM=X",
+        rich_help_panel=_LIMITS,
+    ),
+]
+Fits = Annotated[
+    str | None,
+    typer.Option(
+        help="Peak memory and size within a device's RAM and flash (see `eexform costs --device`); settings of both "
+        "cost models behind a colon: cortex-m7:dtype=int8.",
+        metavar="DEVICE",
+        rich_help_panel=_LIMITS,
+    ),
+]
+
+
+def limits(
+    max_cost: str | None,
+    max_worst: str | None,
+    max_params: str | None,
+    min_accuracy: str | None,
+    terms: list[str] | None,
+    fits: str | None,
+) -> Limits:
+    """The limits that the options describe."""
+    more = (*(terms or ()), *(fitting(fits) if fits is not None else ()))
+    return Limits(max_cost, max_worst, max_params, min_accuracy, more)
 
 
 def load_model(

@@ -7,18 +7,18 @@ from typing import Annotated
 
 import typer
 
-from eexform.cli import options
+from eexform.cli import objectives, options
 from eexform.cli.output import errors, show
 from eexform.cli.progress import Bars
 from eexform.data import Preprocess
 from eexform.errors import OptionError, suggest
 from eexform.passes import Recipe
 from eexform.report import tables
+from eexform.report.pareto import described
 from eexform.report.pareto import pareto as front_of
-from eexform.search.driver import ROUND_TO, pruning_recipe
+from eexform.search.driver import pruning_recipe
 from eexform.search.driver import search as run_search
 from eexform.search.folder import RunFolder
-from eexform.search.limits import Limits
 from eexform.search.options import SearchOptions
 from eexform.search.run import open_run
 from eexform.search.trunk_options import TrunkOptions
@@ -36,14 +36,7 @@ def search(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with an interrupted run; all other options as they were.")
     ] = False,
-    cost: Annotated[
-        str,
-        typer.Option(
-            help="What to make small beside the error: a cost model with its settings, such as latency_ort:threads=1 "
-            "(see `eexform costs`).",
-            metavar="COST",
-        ),
-    ] = "macs",
+    cost: objectives.Cost = None,
     recipe: Annotated[
         Path | None,
         typer.Option(
@@ -60,6 +53,9 @@ def search(
             "fold_batch_norm and insert_exits, with what the first two cut left open.",
         ),
     ] = False,
+    target: objectives.TargetCost = None,
+    target_sided: objectives.TargetSided = "two",
+    target_blend: objectives.TargetBlend = 0.0,
     seed: Annotated[int, typer.Option(help="Seed of head training and search.", metavar="N")] = 0,
     threads: Annotated[int, typer.Option(help="Threads; 0: one per core.", metavar="N")] = 0,
     as_json: options.Json = False,
@@ -155,6 +151,20 @@ def search(
     max_worst: options.MaxWorst = None,
     max_params: options.MaxParams = None,
     min_accuracy: options.MinAccuracy = None,
+    max_terms: options.MaxTerms = None,
+    fits: options.Fits = None,
+    constraints: objectives.Constraints = _S.constraints,
+    penalty: objectives.Penalty = _S.penalty,
+    heads_from: Annotated[
+        Path | None,
+        typer.Option(
+            "--heads-from",
+            help="Take the trained heads of another run with the same model, data and training options, instead of "
+            "training them again: for another --cost, other limits, more effort.",
+            metavar="RUN",
+            rich_help_panel=_TRAINING,
+        ),
+    ] = None,
     epochs: Annotated[
         int, typer.Option(help="Passes over head-train at most.", metavar="N", rich_help_panel=_TRAINING)
     ] = _T.epochs,
@@ -232,12 +242,7 @@ def search(
             help="Samples per step there. Default: as in `eexform distill`.", metavar="N", rich_help_panel=_TRUNKS
         ),
     ] = None,
-    round_to: Annotated[
-        int,
-        typer.Option(
-            help="With --prune: cut groups keep a multiple of so many channels.", metavar="N", rich_help_panel=_TRUNKS
-        ),
-    ] = ROUND_TO,
+    round_to: objectives.RoundTo = None,
     no_exits: Annotated[
         bool,
         typer.Option("--no-exits", help="Search trunks alone: no heads, no exits.", rich_help_panel=_TRUNKS),
@@ -274,6 +279,8 @@ def search(
         seed=seed,
         threads=threads,
         gates=gates,
+        constraints=constraints,
+        penalty=penalty,
     )
     training = TrainOptions(
         epochs=epochs,
@@ -287,12 +294,14 @@ def search(
         patience=patience,
         seed=seed,
     )
-    limits = Limits(max_cost, max_worst, max_params, min_accuracy)
+    limits = options.limits(max_cost, max_worst, max_params, min_accuracy, max_terms, fits)
+    asked = objectives.parse(cost, target, target_sided, target_blend)
+    bars = Bars(errors, quiet=quiet)
     if prune and recipe is not None:
         raise OptionError("--prune is a recipe of its own; leave it out, or --recipe")
     passes = None if recipe is None else Recipe.load(recipe)
     if prune:
-        passes = pruning_recipe(round_to)
+        passes = pruning_recipe(objectives.block(round_to, asked, bars))
     smaller = TrunkOptions(
         survivors=trunks,
         epochs=trunk_epochs,
@@ -339,14 +348,15 @@ def search(
             graph,
             dataset,
             out=out,
-            cost=cost,
+            cost=asked,
             recipe=passes,
             options=effort,
             train=training,
             limits=limits,
             trunks=smaller,
+            heads_from=heads_from,
             resume=resume,
-            progress=Bars(errors, quiet=quiet),
+            progress=bars,
             device=device,
         )
     except KeyboardInterrupt:
@@ -379,6 +389,7 @@ def export(
         str,
         typer.Option(
             help="knee; an index; max-cost=0.6x (of the model's) or a number in the unit of the cost; "
+            "max-cost:params=1.1x for another objective, or any cost that was computed; "
             "min-accuracy=-0.5 (points against the model, on select, judged as the search judges) or 0.91 (plain "
             "accuracy on select).",
             metavar="PLAN",
@@ -423,8 +434,9 @@ def export(
         "out": str(out),
         "form": form,
         "objective": opened.front.objective,
+        "objectives": front["run"]["objectives"],
         "trunk": front["trunk"],
-        "plan": plan.to_json(),
+        "plan": described(plan, opened.front.goals),
     }
     show(plain, as_json, tables.exported)
 

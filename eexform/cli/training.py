@@ -109,6 +109,8 @@ def train(
     max_worst: options.MaxWorst = None,
     max_params: options.MaxParams = None,
     min_accuracy: options.MinAccuracy = None,
+    max_terms: options.MaxTerms = None,
+    fits: options.Fits = None,
 ) -> None:
     """Fine-tune a plan's trunk and heads together, then search its policy anew: a run beside the old one.
 
@@ -141,7 +143,7 @@ def train(
         label_smoothing=label_smoothing,
         seed=seed,
     )
-    limits = Limits(max_cost, max_worst, max_params, min_accuracy)
+    limits = options.limits(max_cost, max_worst, max_params, min_accuracy, max_terms, fits)
     try:
         made = run_training(
             source,

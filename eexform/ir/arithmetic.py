@@ -20,7 +20,8 @@ from eexform.ir.types import Dim, TensorType
 Types = Mapping[str, TensorType]
 Bindings = Mapping[str, int]
 
-_MICROSOFT = "com.microsoft"
+MICROSOFT = "com.microsoft"
+"""Domain of onnxruntime's own operators."""
 
 _ZERO = {
     "element-wise": """
@@ -41,6 +42,10 @@ _ZERO = {
         CenterCropPad Col2Im Compress Concat DepthToSpace Expand Flatten Gather GatherElements GatherND Identity
         NonMaxSuppression NonZero OneHot Pad Reshape Resize ReverseSequence RotaryEmbedding Scatter ScatterElements
         ScatterND Slice SpaceToDepth Split Squeeze TensorScatter Tile Transpose Trilu Unique Unsqueeze Upsample""",
+    "moving tensors in and out of sequences": """
+        ConcatFromSequence SequenceAt SequenceConstruct SequenceEmpty SequenceErase SequenceInsert SequenceLength
+        SplitToSequence Optional OptionalGetElement OptionalHasElement""",
+    "text": "RegexFullMatch StringConcat StringNormalizer StringSplit",
     "constants, types, shapes, random numbers": """
         AffineGrid Bernoulli BitCast BlackmanWindow Cast CastLike Constant ConstantOfShape Dropout EyeLike HammingWindow
         HannWindow Multinomial RandomNormal RandomNormalLike RandomUniform RandomUniformLike Range Shape Size""",
@@ -108,8 +113,8 @@ def sizes(tensor: gs.Tensor, types: Types, bindings: Bindings | None = None) -> 
     return tuple(size_of(dim, tensor.name, bindings) for dim in shape)
 
 
-class _Sizes:
-    """Shapes of one node's inputs and outputs as numbers."""
+class NodeSizes:
+    """Shapes of one node's inputs and outputs as numbers, for a batch of 1."""
 
     def __init__(self, node: gs.Node, types: Types, bindings: Bindings | None) -> None:
         self.node, self.types, self.bindings = node, types, bindings
@@ -122,15 +127,15 @@ class _Sizes:
             raise GraphError(f"node {self.node.name!r} ({self.node.op}): input {place} is missing")
         return sizes(self.node.inputs[place], self.types, self.bindings)
 
-    def output(self) -> tuple[int, ...]:
-        return sizes(self.node.outputs[0], self.types, self.bindings)
+    def output(self, place: int = 0) -> tuple[int, ...]:
+        return sizes(self.node.outputs[place], self.types, self.bindings)
 
     def attribute(self, name: str, default: int) -> int:
         value = self.node.attrs.get(name)
         return default if value is None else int(value)
 
 
-Rule = Callable[[_Sizes], int]
+Rule = Callable[[NodeSizes], int]
 
 
 def _conv(weight: int) -> Rule:
@@ -138,25 +143,25 @@ def _conv(weight: int) -> Rule:
     return lambda s: math.prod(s.output()) * math.prod(s.input(weight)[1:])
 
 
-def _conv_transpose(s: _Sizes) -> int:
+def _conv_transpose(s: NodeSizes) -> int:
     # every input element meets [C_out / group, k...] weights; weight is [C_in, C_out / group, k...]
     return math.prod(s.input(0)) * math.prod(s.input(1)[1:])
 
 
-def _matmul(s: _Sizes) -> int:
+def _matmul(s: NodeSizes) -> int:
     # output elements x contracted size: the last axis of the left operand
     left = s.input(0)
     contracted = left[-2] if s.attribute("transA", 0) and len(left) > 1 else left[-1]
     return math.prod(s.output()) * contracted
 
 
-def _recurrent(s: _Sizes) -> int:
+def _recurrent(s: NodeSizes) -> int:
     # X [T, B, I] (or [B, T, I]), W [D, gates*H, I], R [D, gates*H, H]: both meet every step of every sequence
     return math.prod(s.input(0)[:2]) * (math.prod(s.input(1)) + math.prod(s.input(2)))
 
 
-def _einsum(s: _Sizes) -> int:
-    # operands are contracted one after the other: (operands - 1) x the product of all different indices
+def einsum_sizes(s: NodeSizes) -> tuple[int, int]:
+    """Operands of an ``Einsum``, and the product of the sizes of all different indices."""
     operands = [place for place in range(len(s.node.inputs)) if s.has(place)]
     equation = str(s.node.attrs.get("equation", "")).replace(" ", "")
     terms = equation.split("->")[0].split(",")
@@ -177,11 +182,17 @@ def _einsum(s: _Sizes) -> int:
             width = max(len(middle), len(broadcast))
             pads = [[1] * (width - len(part)) + part for part in (middle, broadcast)]
             broadcast = [max(pair) for pair in zip(*pads, strict=True)]
-    return (len(operands) - 1) * math.prod(index.values()) * math.prod(broadcast)
+    return len(operands), math.prod(index.values()) * math.prod(broadcast)
 
 
-def _attention(s: _Sizes) -> int:
-    # scores: queries x keys x head size; then the same with the value size; grouped heads repeat keys and values
+def _einsum(s: NodeSizes) -> int:
+    # operands are contracted one after the other
+    operands, product = einsum_sizes(s)
+    return (operands - 1) * product
+
+
+def attention_sizes(s: NodeSizes) -> tuple[int, int, int, int]:
+    """Rows of the scores (batch x heads x tokens), keys, size of a key and of a value, of an ``Attention``."""
     query, key, value = s.input(0), s.input(1), s.input(2)
     if len(query) == 4:  # [B, heads, tokens, size]
         batch, heads, tokens, size = query
@@ -192,13 +203,29 @@ def _attention(s: _Sizes) -> int:
         value_size, key_tokens = value[2] // key_heads, key[1]
     if s.has(4):  # past keys, [B, key heads, past tokens, size]
         key_tokens += s.input(4)[2]
-    return batch * heads * tokens * key_tokens * (size + value_size)
+    return batch * heads * tokens, key_tokens, size, value_size
+
+
+def _attention(s: NodeSizes) -> int:
+    # scores: queries x keys x head size; then the same with the value size; grouped heads repeat keys and values
+    rows, keys, size, value_size = attention_sizes(s)
+    return rows * keys * (size + value_size)
+
+
+def _linear_attention(s: NodeSizes) -> int:
+    # each token: k v^T into the state of every key head, q^T S out of it for every query head; the delta rules read
+    # S^T k besides
+    heads, key_heads = s.attribute("q_num_heads", 1), s.attribute("kv_num_heads", 1)
+    batch, tokens, width = s.input(0)
+    products = heads + key_heads * (2 if "delta" in str(s.node.attrs.get("update_rule", "gated_delta")) else 1)
+    return batch * tokens * products * (width // heads) * (s.input(2)[2] // key_heads)
 
 
 RULES: dict[str, Rule] = {
     "Conv": _conv(1),
     "ConvInteger": _conv(1),
     "QLinearConv": _conv(3),
+    "CausalConvWithState": _conv(1),
     "DeformConv": _conv(1),
     "ConvTranspose": _conv_transpose,
     "Gemm": _matmul,
@@ -210,6 +237,7 @@ RULES: dict[str, Rule] = {
     "GRU": _recurrent,
     "RNN": _recurrent,
     "Attention": _attention,
+    "LinearAttention": _linear_attention,
 }
 """Operators of the ONNX domain that multiply and accumulate."""
 
@@ -231,7 +259,7 @@ def has_rule(node: gs.Node) -> bool:
     """Whether :func:`node_macs` knows the node's operator."""
     if node.domain in (None, "", "ai.onnx"):
         return node.op in RULES or node.op in ZERO_MACS
-    return node.domain == _MICROSOFT and (node.op in RULES_MICROSOFT or node.op in ZERO_MACS_MICROSOFT)
+    return node.domain == MICROSOFT and (node.op in RULES_MICROSOFT or node.op in ZERO_MACS_MICROSOFT)
 
 
 def node_macs(node: gs.Node, types: Types, bindings: Bindings | None = None) -> int | None:
@@ -246,11 +274,11 @@ def node_macs(node: gs.Node, types: Types, bindings: Bindings | None = None) -> 
         GraphError: a shape that the count needs is unknown, or holds a symbol without a binding.
     """
     standard = node.domain in (None, "", "ai.onnx")
-    if not standard and node.domain != _MICROSOFT:
+    if not standard and node.domain != MICROSOFT:
         return None
     rules, zero = (RULES, ZERO_MACS) if standard else (RULES_MICROSOFT, ZERO_MACS_MICROSOFT)
     if node.op in zero:
         return 0
     if node.op not in rules:
         return None
-    return rules[node.op](_Sizes(node, types, bindings))
+    return rules[node.op](NodeSizes(node, types, bindings))

@@ -34,8 +34,12 @@ _SQUEEZES = {"GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool", "ArgMax", "Ar
 _SHAPING = {"Expand", "Flatten", "Identity", "Pad", "Reshape", "Resize", "Squeeze", "Tile", "Transpose", "Unsqueeze"}
 _CHOOSING = {"CenterCropPad", "Compress", "Gather", "GatherElements", "GatherND", "Slice", "Split", "TopK", "Unique"}
 _MOVING = {"Concat", "DepthToSpace", "ReverseSequence", "ScatterElements", "ScatterND", "SpaceToDepth", "Upsample"}
+_PACKING = {
+    *("ConcatFromSequence", "Optional", "OptionalGetElement", "SequenceAt", "SequenceConstruct", "SequenceErase"),
+    *("SequenceInsert", "SplitToSequence"),
+}
 _SAME_NUMBERS = {"Cast", "CastLike", "DequantizeLinear", "Dropout", "DynamicQuantizeLinear", "QuantizeLinear"}
-_REARRANGES = _SHAPING | _CHOOSING | _MOVING | _SAME_NUMBERS
+_REARRANGES = _SHAPING | _CHOOSING | _MOVING | _PACKING | _SAME_NUMBERS
 
 
 def role(node: gs.Node, *, weighted: bool) -> Role:

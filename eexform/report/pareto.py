@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from eexform import cost_models
 from eexform.errors import OptionError
 from eexform.search.front import Plan
+from eexform.search.goals import Goal, Goals
 from eexform.search.run import Run
 
 
@@ -17,12 +19,15 @@ def pareto(run: Run) -> dict[str, Any]:
     none. ``plans``: by rising cost; ``test`` has the keys of ``select``.
     """
     front = run.front
+    goals = front.goals
     trunk, facts = front.trunk, run.facts
     return {
         "run": {
             "state": run.state,
             "objective": front.objective,
-            "unit": _unit(front.objective),
+            "unit": _unit(goals.listed[0]),
+            "objectives": [{**goal.to_json(), "unit": _unit(goal)} for goal in goals.listed],
+            "target_blend": goals.blend,
             "labels": run.facts.get("labels", "given"),
             "memorisation": facts.get("memorisation"),
             "seconds_training": facts.get("seconds_training"),
@@ -36,10 +41,11 @@ def pareto(run: Run) -> dict[str, Any]:
             "accuracy_train": facts["trunk"]["accuracy"]["head_train"],
             "macs": trunk.select["macs"],
             "cost": dict(trunk.select["cost"]),
+            "objectives": [goal.amount(trunk.figure) for goal in goals.listed],
             "samples": facts["trunk"]["samples"],
         },
         "tuned": _tuned(run),
-        "plans": [_plan(plan) for plan in front],
+        "plans": [_without_recipe(described(plan, goals)) for plan in front],
         "knee": front.knee().index if len(front) else None,
     }
 
@@ -61,14 +67,26 @@ def _tuned(run: Run) -> dict[str, Any] | None:
     }
 
 
-def _unit(objective: str) -> str:
-    try:
-        return str(cost_models.get(objective).unit)
+def _unit(goal: Goal) -> str:
+    if goal.unit:
+        return goal.unit
+    try:  # of a run from before units were kept
+        return str(cost_models.get(goal.label).unit)
     except OptionError:  # a plug-in that is not installed here: the run can be read all the same
         return ""
 
 
-def _plan(plan: Plan) -> dict[str, Any]:
+def described(plan: Plan, goals: Goals) -> dict[str, Any]:
+    """A plan as plain values, with what it costs by each objective."""
     plain = plan.to_json()
+    for split in ("select", "test"):
+        if plain[split]:
+            figure = partial(plan.figure, split=split)
+            plain[split]["objectives"] = [goal.amount(figure) for goal in goals.listed]
+    plain["worst"]["objectives"] = [goal.amount.dearest()(plan.figure) for goal in goals.listed]
+    return plain
+
+
+def _without_recipe(plain: dict[str, Any]) -> dict[str, Any]:
     del plain["recipe"]
     return plain

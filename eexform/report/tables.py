@@ -66,12 +66,15 @@ def pareto(plain: Mapping[str, Any], every: bool = False, exported: int | None =
         exported: index of a plan to mark.
     """
     trunk, run = plain["trunk"], plain["run"]
-    objective = run["objective"]
     accuracy = "agreement" if run["labels"] == "none" else "accuracy"
     lines = [
         f"model alone: {accuracy} {_percent(trunk['accuracy_select'])} on select, "
         f"{_percent(trunk['accuracy_test'])} on test; {_unit(trunk['macs'], 'MACs')}"
-        + ("" if objective == "macs" else f", {objective} {trunk['cost'][objective]:.4g} {run['unit']}")
+        + "".join(
+            f", {goal['cost']} {_figure(cost, goal['unit'])}"
+            for goal, cost in zip(run["objectives"], trunk["objectives"], strict=True)
+            if goal["cost"] != "macs" and len(goal["terms"]) == 1
+        )
     ]
     lines += _tuned(plain["tuned"], trunk, accuracy)
     lines += _uncounted(run["uncounted"])
@@ -79,7 +82,7 @@ def pareto(plain: Mapping[str, Any], every: bool = False, exported: int | None =
         lines.append(run["memorisation"]["message"])
     if run["state"] != "done":
         lines.append(f"the run is not finished (state: {run['state']}); go on with --resume")
-    shown = list(plain["plans"]) if every else thin(plain["plans"], SHOWN, objective, trunk["cost"][objective])
+    shown = list(plain["plans"]) if every else thin(plain["plans"], SHOWN, trunk["objectives"][0])
     marks = {index: mark for index, mark in ((exported, "+"), (plain["knee"], "*")) if index is not None}
     there = {plan["index"] for plan in shown}
     shown += [plain["plans"][index] for index in marks if index not in there]
@@ -90,16 +93,33 @@ def pareto(plain: Mapping[str, Any], every: bool = False, exported: int | None =
     heading = f"front: {count(len(plain['plans']), 'plan')}"
     if len(shown) < len(plain["plans"]):
         heading += f", {len(shown)} of them here (--all shows every one)"
-    meaning = (
-        f"acc: {accuracy} in %; points: against the model alone; cost and worst: {objective} on average and on the "
-        "dearest path, in % of the model's"
-    )
+    meaning = f"acc: {accuracy} in %; points: against the model alone; {_costs(run['objectives'])}, in % of the model's"
     parts = [*paragraphs(lines), title(heading), *paragraphs([meaning]), table]
     if plain["knee"] is not None:
         parts += paragraphs(["* the knee, which --pick knee takes"])
     if exported is not None and exported != plain["knee"]:
         parts += paragraphs(["+ the plan that was exported"])
     return Group(*parts, *labels.legend("exits, end is the model's own classifier:"))
+
+
+def _costs(goals: Sequence[Mapping[str, Any]]) -> str:
+    """What the columns of costs mean."""
+    first, *others = goals
+    simple = len(first["terms"]) == 1 and first["terms"][0]["statistic"] == "mean"
+    if not others and simple and first["target"] is None:
+        return f"cost and worst: {first['cost']} on average and on the dearest path"
+    named = [f"{_column(place)}: {goal['cost']}{_aim(goal)}" for place, goal in enumerate(goals)]
+    return ", ".join([*named, "worst: cost on the dearest path"])
+
+
+def _aim(goal: Mapping[str, Any]) -> str:
+    if goal["target"] is None:
+        return ""
+    return f" (target{' at most' if goal['sided'] == 'one' else ''} {_figure(goal['target'], goal['unit'])})"
+
+
+def _column(place: int) -> str:
+    return "cost" if place == 0 else f"cost {place + 1}"
 
 
 def _front(
@@ -111,28 +131,28 @@ def _front(
     grid: bool,
 ) -> Table:
     """The plans; with ``grid``, the shares of samples that leave stand in columns."""
-    trunk, objective = plain["trunk"], plain["run"]["objective"]
-    whole = trunk["cost"][objective]
+    trunk = plain["trunk"]
+    whole = trunk["objectives"]
     places = [*labels.values(), "end"]
     header = "".join(f"{place:>4}" for place in places)[1:]
     rates = f"leave at, % of test\n{header}" if grid else "leave at,\n% of test"
+    costs = [f">\n{_column(place)}" for place in range(len(whole))]
     table = table_of(
-        ">#", ">select\nacc", ">\npoints", ">\ncost", ">test\nacc", ">\npoints", ">\ncost", ">\nworst", rates, gap=1
+        ">#", ">select\nacc", ">\npoints", *costs, ">test\nacc", ">\npoints", *costs, ">\nworst", rates, gap=1
     )
-    table.columns[4].min_width = 7
+    table.columns[3 + len(whole)].min_width = 7
     table.columns[-1].no_wrap = grid
     for plan in shown:
-        select, test = plan["select"], plan["test"]
+        figures = []
+        for split, key in (("select", "accuracy_select"), ("test", "accuracy_test")):
+            found = plan[split]
+            figures += [f"{100 * found['accuracy']:.2f}", _points(found["accuracy"], trunk[key])]
+            figures += [f"{100 * cost / w:.1f}" for cost, w in zip(found["objectives"], whole, strict=True)]
         mark = marks.get(plan["index"], "")
         table.add_row(
             f"{plan['index']}{mark or ' '}",
-            f"{100 * select['accuracy']:.2f}",
-            _points(select["accuracy"], trunk["accuracy_select"]),
-            f"{100 * select['cost'][objective] / whole:.1f}",
-            f"{100 * test['accuracy']:.2f}",
-            _points(test["accuracy"], trunk["accuracy_test"]),
-            f"{100 * test['cost'][objective] / whole:.1f}",
-            f"{100 * plan['worst']['cost'][objective] / whole:.1f}",
+            *figures,
+            f"{100 * plan['worst']['objectives'][0] / whole[0]:.1f}",
             _columns(plan, labels) if grid else leaving(plan, labels),
             style="bold" if mark else None,
         )
@@ -153,14 +173,17 @@ def leaving(plan: Mapping[str, Any], names: Mapping[str, str] | None = None) -> 
     return " ".join(f"{place}:{rate}" for place, rate in zip([*places, "end"], rates, strict=True))
 
 
-def thin(plans: Sequence[Mapping[str, Any]], most: int, objective: str, whole: float) -> list[Mapping[str, Any]]:
+def thin(plans: Sequence[Mapping[str, Any]], most: int, whole: float) -> list[Mapping[str, Any]]:
     """At most ``most`` plans, ends included: evenly over cost up to ``whole``, that of the model alone, three beyond.
 
     Beyond it are plans that buy accuracy with heads; they may cost several times as much and would leave little room.
+    With several costs, or where plans are not in the order of the cost (there is a target), they are thinned by place.
     """
     if len(plans) <= most:
         return list(plans)
-    costs = np.array([plan["select"]["cost"][objective] for plan in plans])
+    costs = np.array([plan["select"]["objectives"][0] for plan in plans])
+    if len(plans[0]["select"]["objectives"]) > 1 or (np.diff(costs) < 0).any():
+        return [plans[place] for place in np.linspace(0, len(plans) - 1, most).round().astype(int)]
     beyond = np.flatnonzero(costs > whole) if costs[0] <= whole else np.array([], int)
     kept = {int(place) for place in beyond[np.linspace(0, len(beyond) - 1, min(3, len(beyond))).round().astype(int)]}
     inside = costs[: len(costs) - len(beyond)]
@@ -171,8 +194,12 @@ def thin(plans: Sequence[Mapping[str, Any]], most: int, objective: str, whole: f
 
 def exported(plain: Mapping[str, Any]) -> RenderableType:
     """Of ``eexform export``."""
-    plan, trunk, objective = plain["plan"], plain["trunk"], plain["objective"]
-    whole = trunk["cost"][objective]
+    plan, trunk = plain["plan"], plain["trunk"]
+    whole, goals = trunk["objectives"], plain["objectives"]
+    costs = [
+        f"{100 * cost / of:.1f} % of the model's {goal['cost']}"
+        for cost, of, goal in zip(plan["test"]["objectives"], whole, goals, strict=True)
+    ]
     table = table_of("exit at", "head", "measure", ">threshold", ">leave, %")
     for exit_, rate in zip(plan["exits"], plan["test"]["rates"], strict=False):
         threshold = exit_["threshold"] if isinstance(exit_["threshold"], str) else f"{exit_['threshold']:.4g}"
@@ -182,8 +209,7 @@ def exported(plain: Mapping[str, Any]) -> RenderableType:
         f"wrote {plain['out']} (form {plain['form']}): plan {plan['index']}, {count(len(plan['exits']), 'exit')}",
         f"predicted on test: {_percent(plan['test']['accuracy'])} "
         f"({_points(plan['test']['accuracy'], trunk['accuracy_test'])} points), "
-        f"{100 * plan['test']['cost'][objective] / whole:.1f} % of the model's {objective}, "
-        f"worst case {100 * plan['worst']['cost'][objective] / whole:.1f} %",
+        f"{', '.join(costs)}, worst case {100 * plan['worst']['objectives'][0] / whole[0]:.1f} %",
     ]
     return Group(*paragraphs(lines), table)
 
@@ -322,6 +348,11 @@ def _uncounted(entries: Sequence[Mapping[str, str]]) -> list[str]:
 def _unit(number: float, unit: str) -> str:
     text = amount(number)
     return f"{text}{unit}" if text[-1].isalpha() and unit == "MACs" else f"{text} {unit}"
+
+
+def _figure(number: float, unit: str) -> str:
+    """A cost with its unit; small ones are measured and need their decimals."""
+    return _unit(number, unit) if number >= 1000 else f"{number:.4g} {unit}"
 
 
 def _default(value: Any) -> str:

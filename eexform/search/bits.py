@@ -205,18 +205,54 @@ class BitScorer:
         """What leaving at each exit costs, the final one last: float64 [plans, exits + 1] (as ``PathCosts.path``)."""
         costs = self.costs[model]
         there = heads >= 0
-        head_cost = np.array([costs.head[pair] for pair in self.heads] + [0.0], np.float64)[heads]
-        passed = np.cumsum(head_cost + costs.routing * there, axis=1)
-        total = passed[:, -1:] if heads.shape[1] else np.zeros((len(heads), 1))
+        pairs = self.heads
+        here = _looked_up([costs.head[pair] + costs.decision.get(pair[0], 0.0) for pair in pairs], heads)
         if not costs.per_sample:
-            return np.repeat(costs.trunk + total, heads.shape[1] + 1, axis=1)
-        return np.concatenate([self._reach(costs, heads, there) + passed, costs.trunk + total], axis=1)
+            return np.repeat(costs.trunk + here.sum(axis=1, keepdims=True), heads.shape[1] + 1, axis=1)
+        going = _looked_up([costs.onward.get(site, 0.0) for site, _ in pairs], heads)
+        nothing = np.zeros((len(heads), 1))
+        reached = np.concatenate([self._reach(costs, heads, there), nothing + costs.trunk], axis=1)
+        here = np.concatenate([here, nothing], axis=1)
+        if costs.combine == "sum":
+            passed = np.cumsum(here[:, :-1] + going, axis=1)
+            if costs.between:
+                reached = reached + self._between(model, heads, there)
+            return reached + np.concatenate([nothing, passed], axis=1) + here
+        passed = np.maximum.accumulate(np.maximum(here[:, :-1], going), axis=1)
+        held = np.maximum(here, np.concatenate([nothing, passed], axis=1))
+        return np.maximum(np.maximum.accumulate(reached, axis=1), held)
+
+    def between(self, model: str) -> np.ndarray:
+        """``PathCosts.between`` by numbers of sites: float64 [sites + 1, sites + 1].
+
+        The last row is the inputs, the last column the final classifier.
+        """
+        costs = self.costs[model]
+        number = {site: place for place, site in enumerate(self.sites)} | {"": -1}
+        found = np.zeros((len(self.sites) + 1, len(self.sites) + 1))
+        for (before, after), cost in costs.between.items():
+            if before in number and after in number:
+                found[number[before], number[after]] = cost
+        return found
 
     def mean_cost(self, model: str, heads: np.ndarray, counts: Counts) -> np.ndarray:
         """Mean cost per sample, float64 [plans]."""
         return (counts.left * self.vectors(model, heads)).sum(axis=1) / self.samples
 
     # -- inside --------------------------------------------------------------------------------------------------------
+
+    def _between(self, model: str, heads: np.ndarray, there: np.ndarray) -> np.ndarray:
+        """What the trunk has cost more at each exit because of the branches so far: float64 [plans, exits + 1]."""
+        table = self.between(model)
+        sites = np.where(there, self.site_of[heads], -1) if len(self.site_of) else np.full(heads.shape, -1)
+        paid = np.zeros((len(heads), heads.shape[1] + 1))
+        so_far, last = np.zeros(len(heads)), np.full(len(heads), -1)
+        for place in range(heads.shape[1]):
+            paid[:, place] = so_far + table[last, sites[:, place]]
+            so_far = np.where(there[:, place], paid[:, place], so_far)
+            last = np.where(there[:, place], sites[:, place], last)
+        paid[:, -1] = np.where(there.any(axis=1), so_far + table[last, -1], 0.0)
+        return paid
 
     def _reach(self, costs: PathCosts, heads: np.ndarray, there: np.ndarray) -> np.ndarray:
         """What has been paid for the trunk at each exit: float64 [plans, exits]."""
@@ -345,6 +381,11 @@ class BitScorer:
                 np.copyto(whole, part, where=leaves)
         left[-1] = np.count_nonzero(stay)
         return int(np.count_nonzero(right)), left, float(credit.sum())
+
+
+def _looked_up(figures: Sequence[float], heads: np.ndarray) -> np.ndarray:
+    """The figure of each head, 0 where there is none (-1): float64, shaped like ``heads``."""
+    return np.array([*figures, 0.0], np.float64)[heads]
 
 
 def _is_sequential(name: str) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from eexform import files
-from eexform.cost_models import CostModel, parse
+from eexform.cost_models import CostModel
 from eexform.data import Dataset
 from eexform.errors import OptionError, need
 from eexform.ir.graph import Graph
@@ -21,15 +21,15 @@ from eexform.search.folder import RunFolder
 from eexform.search.front import build_front, describe_plan
 from eexform.search.ledger import begin, outcome, timed
 from eexform.search.limits import Limits
+from eexform.search.objectives import Objectives, Target
 from eexform.search.options import SearchOptions
 from eexform.search.results import memorised, without_exits
 from eexform.search.run import Run, open_run
 from eexform.search.scorer import Candidate, Scorer
-from eexform.search.settling import BoundRecipe, replay_passes
+from eexform.search.settling import BoundRecipe
 from eexform.search.space import EXITS
-from eexform.search.stored_costs import model_settings
 from eexform.search.trunk_options import TrunkOptions
-from eexform.search.trunk_trials import Trunk, params_of
+from eexform.search.trunk_trials import Trunk
 from eexform.search.trunks import TrunkStage
 from eexform.search.variants import Origin, Variant, Variants
 from eexform.training.options import TrainOptions
@@ -52,17 +52,33 @@ def pruning_recipe(round_to: int = ROUND_TO) -> Recipe:
     return Recipe(tuple(Step(name, given) for name, given in (*cutting, ("repair", {}), *DEFAULT_RECIPE)))
 
 
+def round_to_of(objectives: Objectives) -> tuple[int, str]:
+    """How many channels layers of pruned trunks have a multiple of, and why.
+
+    What the cost models of the objectives know of their devices counts, the largest where they differ.
+    """
+    named = {term.model for one in objectives.listed for _, term in one.parts}
+    blocks = {key: objectives.models[key].channel_block() for key in sorted(named)}
+    known = {key: block for key, block in blocks.items() if block is not None}
+    if not known:
+        return ROUND_TO, "the default; the cost model knows no device that computes channels in blocks"
+    key = max(known, key=lambda one: known[one])
+    return known[key], f"channels that {key} computes at once"
+
+
 def search(
     graph: Graph,
     data: Dataset,
     *,
     out: str | Path,
-    cost: str | CostModel = "macs",
+    cost: str | CostModel | Sequence[str | CostModel] | Objectives | None = None,
+    target: Target | None = None,
     recipe: Recipe | None = None,
     options: SearchOptions | None = None,
     train: TrainOptions | None = None,
     limits: Limits | None = None,
     trunks: TrunkOptions | None = None,
+    heads_from: str | Path | None = None,
     resume: bool = False,
     progress: Progress | None = None,
     device: str = "auto",
@@ -76,13 +92,18 @@ def search(
         graph: the trunk, from :func:`eexform.load`.
         data: from :func:`eexform.open_dataset`.
         out: the run's folder; a new one, or that of the run to ``resume``.
-        cost: what to make small beside the error: a cost model, or its name with settings (``latency_ort:threads=1``).
+        cost: what to make small beside the error, one thing or two: a cost model, its name with settings
+            (``latency_ort:threads=1``), a statistic (``macs@p95``), a weighted sum; see
+            :mod:`eexform.search.objectives`. Default MACs.
+        target: a cost to come near to, instead of below.
         recipe: passes to apply, with ``insert_exits`` among them; tunables left open are searched. Default
             :data:`DEFAULT_RECIPE`.
         options: candidates and effort.
         train: head training.
         limits: what every plan must keep.
         trunks: how trunks are searched and trained; see :func:`pruning_recipe`.
+        heads_from: folder of another run over the same model, data and training options: its trained heads are copied
+            instead of trained anew, for another objective, other limits or more effort.
         resume: go on with an interrupted run; the settings must be the same.
         progress: who is told.
         device: to train trunks on: ``auto`` (CUDA where there is one), ``cpu``, ``cuda``, ``cuda:1``.
@@ -101,13 +122,14 @@ def search(
         folder.read()
     else:
         folder.fresh()
+    objectives = cost if isinstance(cost, Objectives) else Objectives.parse(cost, target)
     dataset = data.bind(graph)
     steps = tuple((step.name, dict(step.given)) for step in recipe.steps) if recipe else DEFAULT_RECIPE
     prepared = prepare(
         graph,
         dataset,
         folder,
-        cost=cost,
+        objectives=objectives,
         steps=steps,
         options=options,
         train=train,
@@ -115,6 +137,7 @@ def search(
         progress=show,
         trunks=trunks,
         device=device,
+        heads_from=None if heads_from is None else Path(heads_from),
     )
     with folder.locked():
         facts = begin(folder, graph, dataset, prepared.settings, resume, show)
@@ -130,7 +153,7 @@ class Prepared:
     Attributes:
         variants: makes trunks with heads.
         steps: the recipe's passes with what each is given.
-        objective: name of the cost model to be made small.
+        objectives: what is made small beside the error, with every cost model that is computed.
         limits: of every plan.
         asked: the passes in front of ``insert_exits``.
         before: what they come to; with a ``stage`` only those that leave all answers as they are.
@@ -139,7 +162,7 @@ class Prepared:
 
     variants: Variants
     steps: BoundRecipe
-    objective: str
+    objectives: Objectives
     limits: Limits
     asked: BoundRecipe
     before: BoundRecipe
@@ -155,8 +178,7 @@ class Prepared:
             "data_digest": variants.dataset.digest,
             "scores": variants.trunk.scores,
             "labels": variants.dataset.labels,
-            "objective": self.objective,
-            "cost": model_settings(variants.models[self.objective]),
+            **self.objectives.to_json(),
             "recipe": Recipe(tuple(Step(name, given) for name, given in self.steps)).to_plain(),
             # how many threads work changes no decision, so a resume may have another number
             "options": {name: value for name, value in options if name != "threads"},
@@ -172,7 +194,7 @@ def prepare(
     dataset: Dataset,
     folder: RunFolder,
     *,
-    cost: str | CostModel,
+    objectives: Objectives,
     steps: BoundRecipe,
     options: SearchOptions,
     train: TrainOptions,
@@ -182,6 +204,7 @@ def prepare(
     trained: Mapping[tuple[str, str], Mapping[str, np.ndarray]] | None = None,
     trunks: TrunkOptions | None = None,
     device: str = "auto",
+    heads_from: Path | None = None,
 ) -> Prepared:
     """Check a search before it begins; nothing is written.
 
@@ -189,7 +212,7 @@ def prepare(
         graph: the trunk.
         dataset: bound to it.
         folder: of the run.
-        cost: as in :func:`search`.
+        objectives: what to make small beside the error.
         steps: the recipe's passes with what each is given.
         options: candidates and effort.
         train: head training.
@@ -199,25 +222,26 @@ def prepare(
         trained: parameters of heads that are trained already, by (site, head text).
         trunks: how what stands in front of ``insert_exits`` is searched and trained.
         device: to train trunks on.
+        heads_from: as in :func:`search`.
 
     Raises:
         EexformError: the recipe cannot be searched, a limit is no number, or no candidate fits.
     """
     asked = _before_exits(steps)
-    models, objective = _models(cost)
+    objectives, limited = limits.priced(objectives)
     given = steps[len(asked)][1]
     settings = trunks or TrunkOptions()
     none = "there are to be no exits" if not settings.exits else "the recipe gives insert_exits no sites"
     exits = settings.exits and len(given.get("sites", ("any",))) > 0
     settings = replace(settings, exits=exits)
     stage = TrunkStage(
-        graph, dataset, folder, models[objective], asked, settings, options.seed, options.threads, device, progress
+        graph, dataset, folder, objectives, asked, settings, options.seed, options.threads, device, progress, limited
     )
     variants = Variants(
         graph,
         dataset,
         folder,
-        models,
+        objectives.models,
         options,
         train,
         progress,
@@ -226,8 +250,11 @@ def prepare(
         trained=trained or {},
         arrays=stage.store,
         exits=exits,
+        heads_from=heads_from,
     )
-    limits.bind(cost=1.0, params=1.0, accuracy=0.5)  # what is no number shows now, not after training
+    need(exits or heads_from is None, "heads_from: " + none + ", so there are no heads to take", OptionError)
+    ones = dict.fromkeys(objectives.models, 1.0)
+    limits.bind(objectives, objectives.goals(ones), ones, 0.5)  # what is no number shows now, not after training
     before = stage.settled_without_data()
     changes = any(not get(name).preserves_outputs for name, _ in asked)
     if not changes and not stage.searched and origin is None:
@@ -237,22 +264,17 @@ def prepare(
         need(exits, f"{bare}: there is nothing to search", OptionError)
     if before is not None and not settings.epochs:
         variants.places(variants.transformed(before))
-        return Prepared(variants, steps, objective, limits, asked, before)
+        variants.check_heads_from(before)
+        return Prepared(variants, steps, objectives, limits, asked, before)
     variants.places(variants.transformed(stage.plain))
-    return Prepared(variants, steps, objective, limits, asked, stage.plain, stage)
-
-
-def _models(cost: str | CostModel) -> tuple[dict[str, CostModel], str]:
-    """Cost models by name (MACs and parameters always), and the name of the objective."""
-    chosen = parse(cost) if isinstance(cost, str) else cost
-    models = {"macs": parse("macs"), "params": parse("params")}
-    models[chosen.name] = chosen
-    return models, chosen.name
+    if stage.searched:
+        variants.check_heads_from(stage.plain)
+    return Prepared(variants, steps, objectives, limits, asked, stage.plain, stage)
 
 
 def carry_out(prepared: Prepared, facts: dict[str, Any]) -> None:
     """Train, search and write the front; ``facts`` learns what comes to light and ends with the run's state."""
-    variants, objective, stage = prepared.variants, prepared.objective, prepared.stage
+    variants, objectives, stage = prepared.variants, prepared.objectives, prepared.stage
     options, show, folder = variants.options, variants.progress, variants.folder
     recipes, trunks = [prepared.before], []
     if stage is not None:
@@ -261,6 +283,8 @@ def carry_out(prepared: Prepared, facts: dict[str, Any]) -> None:
     with timed(facts, "seconds_training"):
         found = {variant.graph.digest: (variant, passes) for passes in recipes for variant in [variants.of(passes)]}
         given, given_passes = variants.compared(recipes[0])
+    if variants.adopted:
+        facts["heads_from"] = variants.adopted
     bases = [variant for variant, _ in found.values()]
     facts["trunk"] = dict(given.bank.facts)
     if variants.origin is not None:
@@ -272,14 +296,12 @@ def carry_out(prepared: Prepared, facts: dict[str, Any]) -> None:
     facts["state"] = "searching"
     folder.write(facts)
 
-    constraints = prepared.limits.bind(
-        cost=given.costs[objective].trunk,
-        params=given.costs["params"].trunk,
-        accuracy=facts["trunk"]["accuracy"]["select"],
-    )
+    originals = {model: costs.trunk for model, costs in given.costs.items()}
+    goals = objectives.goals(originals)
+    constraints = prepared.limits.bind(objectives, goals, originals, facts["trunk"]["accuracy"]["select"])
     identity = {key: facts[key] for key in ("trunk_digest", "data_digest", "train_digest", "objective", "limits")}
     exits = prepared.steps[len(prepared.asked) :]
-    search_ = ExitSearch(exits, objective, options, constraints, identity, show)
+    search_ = ExitSearch(exits, goals, options, constraints, identity, show)
     scorers: dict[int, Scorer] = {}
 
     def scorer(variant: Variant) -> Scorer:
@@ -306,7 +328,7 @@ def carry_out(prepared: Prepared, facts: dict[str, Any]) -> None:
     interrupted = outcomes[-1].interrupted
     if not (plans or interrupted):
         raise OptionError(lacking)
-    files.write_json(folder.front, build_front(plans, alone, objective).to_json())
+    files.write_json(folder.front, build_front(plans, alone, goals).to_json())
     if stage is not None and not interrupted:
         stage.tidy(trunks)
     facts["state"] = "interrupted" if interrupted else "done"
@@ -317,8 +339,8 @@ def _find_trunks(prepared: Prepared, stage: TrunkStage, facts: dict[str, Any]) -
     folder = prepared.variants.folder
     facts["state"] = "trunks"
     folder.write(facts)
-    original = replay_passes(stage.plain, stage.original, {})[-1]
-    constraints = prepared.limits.bind(cost=stage.price(original), params=params_of(original), accuracy=0.5)
+    originals = stage.prices.of(stage.lean)
+    constraints = prepared.limits.bind(prepared.objectives, stage.prices.goals, originals, 0.5)
     with timed(facts, "seconds_trunks"):
         found = stage.run(constraints, facts)
     facts["state"] = "training"

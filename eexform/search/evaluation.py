@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import cycle
 from typing import Any
 
 import numpy as np
 
-from eexform.errors import OptionError, suggest
+from eexform.errors import OptionError, need, suggest
+from eexform.search.aiming import aim
 from eexform.search.bits import BitScorer
 from eexform.search.genome import Constraints, Genome, Individual
+from eexform.search.goals import Goal, Goals, check_price
 from eexform.search.scorer import Candidate
 from eexform.search.space import Space
+from eexform.search.terms import Term, least, statistic
 from eexform.search.thresholds import Draft, descend, improve
 from eexform.tunables import Each, Rng, Subset
 
@@ -26,35 +29,31 @@ MOVE_HEADS = 64
 
 @dataclass
 class Evaluation:
-    """Scores individuals and makes good ones, for one objective and its constraints.
+    """Scores individuals and makes good ones, for given objectives and constraints.
 
     Attributes:
         space: the genes.
         scorer: of the trunk that the exits are for.
-        objective: name of the cost model to be made small.
-        constraints: limits; ``max_params`` needs the cost model ``params``.
+        goals: what is made small beside the error.
+        constraints: limits.
 
     Raises:
-        OptionError: the objective or a limit names a cost model that was not computed, or the trunk costs nothing.
+        OptionError: an objective or a limit names a cost model that was not computed, or the trunk costs nothing.
     """
 
     space: Space
     scorer: BitScorer
-    objective: str = "macs"
+    goals: Goals = field(default_factory=lambda: Goals.of("macs"))
     constraints: Constraints = field(default_factory=Constraints)
 
     def __post_init__(self) -> None:
         costs = self.scorer.costs
-        if self.objective not in costs:
-            raise OptionError(f"objective {self.objective!r} is no cost model here: {suggest(self.objective, costs)}")
-        trunk = costs[self.objective].trunk
-        if not 0 < trunk < math.inf:
-            raise OptionError(
-                f"the trunk costs {trunk} under {self.objective!r}, so there is nothing to save: choose another cost "
-                "model"
-            )
-        if math.isfinite(self.constraints.max_params) and "params" not in costs:
-            raise OptionError("max_params needs the cost model 'params' beside the objective")
+        for what, models in (("objective", self.goals.models), ("limit", sorted(self.constraints.models))):
+            for model in models:
+                known = model in costs
+                need(known, f"{what} {model!r} is no cost model here: {suggest(model, costs)}", OptionError)
+        for model in self.goals.models:
+            check_price(model, costs[model].trunk)
 
     # -- scoring -------------------------------------------------------------------------------------------------------
 
@@ -65,28 +64,28 @@ class Evaluation:
         scorer = self.scorer
         heads, levels, measure, carry = _arrays([self.draft(individual) for individual in individuals], scorer)
         counts = scorer.score(heads, levels, measure, carry)
-        cost = scorer.mean_cost(self.objective, heads, counts)
-        worst = scorer.vectors(self.objective, heads)[:, -1]
-        params = _params(scorer, heads)
-        for place, individual in enumerate(individuals):
-            error = float(scorer.samples - counts.credit[place]) / scorer.samples
-            individual.fitness.values = (error, float(cost[place]))
-            individual.fitness.violation = self.constraints.after(
-                cost=float(cost[place]),
-                worst=float(worst[place]),
-                params=float(params[place]),
-                accuracy=float(counts.correct[place]) / scorer.samples,
-            )
+        vectors = self._vectors(heads, {*self.goals.models, *self.constraints.models})
+
+        def figure(term: Term) -> np.ndarray:
+            return statistic(term.statistic, vectors[term.model], counts.left)
+
+        values = self.goals.values((scorer.samples - counts.credit) / scorer.samples, figure)
+        violation = self.constraints.after(figure, counts.correct / scorer.samples)
+        table = np.stack([*values, np.broadcast_to(violation, len(individuals))], axis=1).tolist()
+        for individual, (*fitness, over) in zip(individuals, table, strict=True):
+            individual.fitness.values = tuple(fitness)
+            individual.fitness.violation = over
 
     def certain_violation(self, individual: Individual) -> float:
         """By how much the individual fails constraints that can be judged without scoring it."""
-        if self.constraints == Constraints(min_accuracy=self.constraints.min_accuracy):
+        if not self.constraints.limits:
             return 0.0
         heads, _, _, _ = _arrays([self.draft(individual)], self.scorer)
-        vector = self.scorer.vectors(self.objective, heads)[0]
-        return self.constraints.before(
-            least=float(vector.min()), worst=float(vector[-1]), params=float(_params(self.scorer, heads)[0])
-        )
+        vectors = self._vectors(heads, self.constraints.models)
+        return float(self.constraints.before(lambda term: least(term.statistic, vectors[term.model]))[0])
+
+    def _vectors(self, heads: np.ndarray, models: Iterable[str]) -> dict[str, np.ndarray]:
+        return {model: self.scorer.vectors(model, heads) for model in models}
 
     def candidate(self, individual: Individual) -> Candidate:
         """The individual's plan with thresholds as numbers."""
@@ -153,12 +152,13 @@ class Evaluation:
         plain = replace(trunk, carry=0.0 if 0.0 in self._carries(trunk) else trunk.carry)
         # heads are added one by one only where exits do not depend on each other; the rest follows by ``_relative``
         growing = [measure for measure in measures if not scorer.by_path(measure, plain.carry)] or measures
+        shares = cycle(_corners(len(self.goals.listed)))
         for exchange in np.geomspace(*EXCHANGE, 6) if self._free("sites") else ():
-            weight = self._weight(scorer, float(exchange))
+            weights = self._weights(float(exchange), next(shares))
             for measure in growing:
                 start = replace(plain, measure=measure)
-                grown.append(improve(scorer, start, self.objective, weight, allowed=allowed))
-            grown.append(self._relative(scorer, grown[-1], weight, rng))
+                grown.append(improve(scorer, start, weights, allowed=allowed))
+            grown.append(self._relative(scorer, grown[-1], weights, rng))
         by_site: dict[int, list[int]] = {}
         for head in allowed:
             by_site.setdefault(int(scorer.site_of[head]), []).append(head)
@@ -177,29 +177,63 @@ class Evaluation:
         found: list[Individual] = []
         for individual in individuals:
             scorer, draft = self.scorer, self.draft(individual)
-            weight = self._weight(scorer, float(np.exp(rng.uniform(*np.log(EXCHANGE)))))
+            exchange = float(np.exp(rng.uniform(*np.log(EXCHANGE))))
+            several = len(self.goals.listed) > 1
+            share = rng.dirichlet(np.ones(len(self.goals.listed))).tolist() if several else (1.0,)
+            weights = self._weights(exchange, share)
             allowed = self._allowed(scorer)
             if len(allowed) > MOVE_HEADS:
                 allowed = sorted(rng.choice(allowed, MOVE_HEADS, replace=False).tolist())
             if self._free("sites"):
-                better = improve(scorer, draft, self.objective, weight, allowed=allowed, moves=2)
+                better = improve(scorer, draft, weights, allowed=allowed, moves=2)
             else:
-                better = descend(scorer, draft, self.objective, weight, drop=False)
-            for one in (better, self._relative(scorer, better, weight, rng)):
+                better = descend(scorer, draft, weights, drop=False)
+            for goal in self.goals.listed:
+                if goal.target is not None:
+                    better = self._aimed(better, goal, share)
+            for one in (better, self._relative(scorer, better, weights, rng)):
                 encoded = self.encode(one, individual.genome) if one != draft else None
                 if encoded is not None:
                     found.append(encoded)
         return found
+
+    def _aimed(self, draft: Draft, goal: Goal, share: Sequence[float]) -> Draft:
+        def judged(drafts: Sequence[Draft]) -> tuple[np.ndarray, np.ndarray]:
+            heads, levels, measure, carry = _arrays(drafts, self.scorer)
+            counts = self.scorer.score(heads, levels, measure, carry)
+            vectors = self._vectors(heads, {term.model for term in goal.amount.terms})
+            cost = goal.amount(lambda term: statistic(term.statistic, vectors[term.model], counts.left))
+            return cost, -counts.credit
+
+        return aim(
+            self.scorer,
+            draft,
+            goal,
+            judged,
+            lambda exchange: self._weights(exchange, share),
+            EXCHANGE,
+            drop=not self.scorer.by_path(draft.measure, draft.carry) and self._free("sites"),
+        )
 
     # -- inside --------------------------------------------------------------------------------------------------------
 
     def _read(self, genome: Genome, name: str, default: Any) -> Any:
         return self.space.value(genome, self.space.exits_place, name, default)
 
-    def _weight(self, scorer: BitScorer, exchange: float) -> float:
-        return exchange / scorer.costs[self.objective].trunk
+    def _weights(self, exchange: float, shares: Sequence[float]) -> dict[Term, float]:
+        """A scalarisation of the goals: loss that a unit of each term is worth, the whole trunk ``exchange`` in all.
 
-    def _relative(self, scorer: BitScorer, draft: Draft, weight: float, rng: Rng) -> Draft:
+        Where there is a target, of what stands before the distance: local search goes along the front of error and
+        cost, and selection keeps what comes near.
+        """
+        weights: dict[Term, float] = {}
+        for goal, share in zip(self.goals.listed, shares, strict=True):
+            whole = goal.amount(lambda term: self.scorer.costs[term.model].trunk)
+            for factor, term in goal.amount.parts:
+                weights[term] = weights.get(term, 0.0) + exchange * share * factor / whole
+        return weights
+
+    def _relative(self, scorer: BitScorer, draft: Draft, weights: Mapping[Term, float], rng: Rng) -> Draft:
         """The same exits under another measure or carry, their levels set anew (confidences differ too much)."""
         measures = [measure for measure in self._measures(scorer, draft) if measure != draft.measure]
         carries = [carry for carry in self._carries(draft) if carry != draft.carry]
@@ -212,8 +246,7 @@ class Evaluation:
         return descend(
             scorer,
             other,
-            self.objective,
-            weight,
+            weights,
             drop=not scorer.by_path(other.measure, other.carry) and self._free("sites"),
         )
 
@@ -278,8 +311,11 @@ def _arrays(drafts: Sequence[Draft], scorer: BitScorer) -> tuple[np.ndarray, np.
     return heads, levels, measure, np.array([draft.carry for draft in drafts], np.float64)
 
 
-def _params(scorer: BitScorer, heads: np.ndarray) -> np.ndarray:
-    return scorer.vectors("params", heads)[:, -1] if "params" in scorer.costs else np.zeros(len(heads))
+def _corners(goals: int) -> list[tuple[float, ...]]:
+    """Shares that the goals have in turn: each one alone, then all alike."""
+    if goals == 1:
+        return [(1.0,)]
+    return [*(tuple(float(place == one) for place in range(goals)) for one in range(goals)), (1.0 / goals,) * goals]
 
 
 def _in_turn(*lists: Sequence[Draft]) -> list[Draft]:

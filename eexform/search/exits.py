@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eexform.cost_models import PathCosts
 from eexform.errors import OptionError
 from eexform.passes import PassContext
 from eexform.progress import Progress
@@ -15,6 +14,7 @@ from eexform.search.bits import BitScorer
 from eexform.search.evaluation import Evaluation
 from eexform.search.front import Plan, describe_plan
 from eexform.search.genome import Constraints
+from eexform.search.goals import Goals
 from eexform.search.journal import Journal
 from eexform.search.nsga2 import Settings, State, evolve
 from eexform.search.options import SearchOptions
@@ -48,7 +48,7 @@ class ExitSearch:
 
     Attributes:
         steps: ``insert_exits`` and what stands behind it, with what each is given.
-        objective: name of the cost model.
+        goals: what is made small beside the error.
         options: effort.
         constraints: limits of every plan.
         identity: of data, heads and limits, for the journals.
@@ -56,7 +56,7 @@ class ExitSearch:
     """
 
     steps: BoundRecipe
-    objective: str
+    goals: Goals
     options: SearchOptions
     constraints: Constraints
     identity: Mapping[str, Any]
@@ -78,18 +78,21 @@ class ExitSearch:
         space = build_space(
             recipe, variant.graph, PassContext(heads=variant.bank, seed=options.seed), levels=options.levels
         )
-        costs = {**variant.costs, self.objective: _with_fee(variant.costs[self.objective], options.exit_fee)}
+        aimed = {term.model for goal in self.goals.listed if goal.target is not None for term in goal.amount.terms}
+        charged = {  # a fee would move what is aimed at
+            model: variant.costs[model].with_fee(options.exit_fee) for model in self.goals.models if model not in aimed
+        }
         bits = BitScorer(
             variant.scores("select"),
-            costs,
+            {**variant.costs, **charged},
             variant.places,
             measures=_measures(space),
             levels=options.levels,
             fixed=space.fixed_thresholds(),
             trust=options.trust,
         )
-        evaluation = Evaluation(space, bits, self.objective, self.constraints)
-        settings = Settings(population=options.population, generations=options.generations)
+        evaluation = Evaluation(space, bits, self.goals, self.constraints)
+        settings = Settings(population=options.population, generations=options.generations, handling=options.handling)
         weighing = {"trust": options.trust, "exit_fee": options.exit_fee}
         book = Journal(journal, space, {**settings.to_json(), **self.identity, **weighing}, options.seed)
         try:
@@ -103,12 +106,7 @@ class ExitSearch:
     def _alone(self, passes: BoundRecipe, scorer: Scorer) -> Found:
         """The trunk without exits, where it keeps the limits."""
         plan = describe_plan(Candidate(), scorer, recipe=without_exits(passes, self.steps[0][1]))
-        short = self.constraints.after(
-            cost=plan.select["cost"][self.objective],
-            worst=plan.worst["cost"][self.objective],
-            params=plan.select["cost"]["params"],
-            accuracy=plan.select["accuracy"],
-        )
+        short = float(self.constraints.after(plan.figure, plan.select["accuracy"]))
         if short:
             return Found((), 1, lacking=f"a trunk without exits breaks the limits by {100 * short:.1f} %")
         return Found((plan,), 1)
@@ -155,11 +153,6 @@ def _present(given: Mapping[str, Any], variant: Variant) -> Mapping[str, Any]:
         if part in given:
             kept[part] = {site: value for site, value in given[part].items() if site in known}
     return kept
-
-
-def _with_fee(costs: PathCosts, fee: float) -> PathCosts:
-    """Path costs as the search sees them: every exit that is passed counts ``fee`` of the trunk more."""
-    return replace(costs, routing=costs.routing + fee * costs.trunk)
 
 
 def _measures(space: Space) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""What a search gives: plans with their figures on every split, and ways to pick one."""
+"""What a search gives: the plans that no other one beats, and ways to pick one."""
 
 from __future__ import annotations
 
@@ -6,196 +6,36 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from eexform.errors import OptionError, RunError
-from eexform.ir.graph import Graph
-from eexform.passes.insert_exits import NAMED
+from eexform.errors import OptionError, RunError, suggest
 from eexform.search.archive import non_dominated
-from eexform.search.scorer import Candidate, PlannedExit, Scorer
+from eexform.search.goals import Goal, Goals
+from eexform.search.plans import Plan, PlanExit, PlanSource, describe_plan
+from eexform.search.quantities import amount_of
+from eexform.search.terms import STATISTICS
+
+__all__ = ["USEFUL", "Front", "Plan", "PlanExit", "PlanSource", "build_front", "describe_plan"]
 
 USEFUL = 5.0
 """Points below the trunk down to which a plan counts when the knee is looked for."""
 
 
-class PlanSource(Protocol):
-    """Turns plans into graphs and files; a run is one."""
-
-    def materialise(self, plan: Plan, *, lean: bool = True) -> Graph: ...
-
-    def export(self, plan: Plan, path: str | Path, *, form: str = "if") -> Any: ...
-
-
-@dataclass(frozen=True)
-class PlanExit:
-    """One exit of a plan."""
-
-    site: str
-    head: str
-    measure: str
-    threshold: float
-    temperature: float
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values; infinite thresholds become ``"never"`` / ``"always"``."""
-        threshold: Any = self.threshold
-        if math.isinf(self.threshold):
-            threshold = "never" if self.threshold > 0 else "always"
-        return {
-            "site": self.site,
-            "head": self.head,
-            "measure": self.measure,
-            "threshold": threshold,
-            "temperature": self.temperature,
-        }
-
-    @classmethod
-    def from_json(cls, plain: Mapping[str, Any]) -> PlanExit:
-        """Inverse of :meth:`to_json`."""
-        threshold = plain["threshold"]
-        number = NAMED[threshold] if isinstance(threshold, str) else float(threshold)
-        return cls(str(plain["site"]), str(plain["head"]), str(plain["measure"]), number, float(plain["temperature"]))
-
-
-@dataclass(frozen=True)
-class Plan:
-    """One point of a search: a recipe with every tunable bound, and its predicted scores.
-
-    Attributes:
-        index: place on the front.
-        recipe: pass names with all parameters.
-        exits: in the order in which a sample meets them; none is the trunk alone.
-        carry: weight with which an exit's scores are added to the next one's.
-        select: figures on the selection split: accuracy, cost by model, macs, macs_heads_free, rates, exit_accuracy.
-        test: the same on the test split; empty where there is none.
-        worst: cost of the dearest path: macs, and cost by model.
-        source: where :meth:`materialise` and :meth:`export` come from; not part of the plan's value.
-    """
-
-    index: int
-    recipe: tuple[tuple[str, Mapping[str, Any]], ...]
-    exits: tuple[PlanExit, ...]
-    carry: float
-    select: Mapping[str, Any]
-    test: Mapping[str, Any] = field(default_factory=dict)
-    worst: Mapping[str, Any] = field(default_factory=dict)
-    source: PlanSource | None = field(default=None, compare=False, repr=False)
-
-    @property
-    def candidate(self) -> Candidate:
-        """What a :class:`eexform.search.scorer.Scorer` takes."""
-        exits = tuple(PlannedExit(exit_.site, exit_.head, exit_.threshold) for exit_ in self.exits)
-        return Candidate(exits, self.exits[0].measure if self.exits else "max_prob", self.carry)
-
-    def materialise(self, *, lean: bool = True) -> Graph:
-        """The graph with this plan's exits.
-
-        Args:
-            lean: with the passes that only make the network faster (see :meth:`eexform.search.run.Run.materialise`).
-
-        Raises:
-            OptionError: the plan does not belong to a run.
-        """
-        return self._source().materialise(self, lean=lean)
-
-    def export(self, path: str | Path, form: str = "if") -> Any:
-        """Write the plan as an ONNX file (or a folder, for ``stages``)."""
-        return self._source().export(self, path, form=form)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return {
-            "index": self.index,
-            "exits": [exit_.to_json() for exit_ in self.exits],
-            "carry": self.carry,
-            "select": dict(self.select),
-            "test": dict(self.test),
-            "worst": dict(self.worst),
-            "recipe": [[name, _plain_parameters(parameters)] for name, parameters in self.recipe],
-        }
-
-    @classmethod
-    def from_json(cls, plain: Mapping[str, Any], source: PlanSource | None = None) -> Plan:
-        """Inverse of :meth:`to_json`.
-
-        Raises:
-            RunError: fields are missing or of the wrong kind.
-        """
-        try:
-            return cls(
-                index=int(plain["index"]),
-                recipe=tuple((str(name), _infinite(parameters)) for name, parameters in plain["recipe"]),
-                exits=tuple(PlanExit.from_json(exit_) for exit_ in plain["exits"]),
-                carry=float(plain["carry"]),
-                select=dict(plain["select"]),
-                test=dict(plain["test"]),
-                worst=dict(plain["worst"]),
-                source=source,
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise RunError(f"a stored plan is damaged ({error!r}); the run cannot be read") from error
-
-    def _source(self) -> PlanSource:
-        if self.source is None:
-            raise OptionError(f"plan {self.index} was read without its run; open the run directory to export it")
-        return self.source
-
-
-def describe_plan(
-    candidate: Candidate,
-    scorer: Scorer,
-    *,
-    index: int = 0,
-    recipe: Sequence[tuple[str, Mapping[str, Any]]] = (),
-    temperatures: Mapping[tuple[str, str], float] | None = None,
-    source: PlanSource | None = None,
-) -> Plan:
-    """Score a candidate exactly on every split and write it down as a plan.
-
-    Args:
-        candidate: what to score.
-        scorer: needs the split ``select``; ``test`` is scored where it is there.
-        index: place on the front.
-        recipe: bound recipe.
-        temperatures: by (site, head); default those of the select split.
-        source: where graphs and files come from.
-    """
-    known = scorer.splits["select"].temperatures if temperatures is None else temperatures
-    select = scorer.exact(candidate, "select")
-    worst: dict[str, Any] = {"cost": dict(select.worst)}
-    if "macs" in select.worst:
-        worst["macs"] = select.worst["macs"]
-    return Plan(
-        index=index,
-        recipe=tuple((name, dict(parameters)) for name, parameters in recipe),
-        exits=tuple(
-            PlanExit(exit_.site, exit_.head, candidate.measure, exit_.threshold, known[exit_.site, exit_.head])
-            for exit_ in candidate.exits
-        ),
-        carry=candidate.carry,
-        select=select.to_json(),
-        test=scorer.exact(candidate, "test").to_json() if "test" in scorer.splits else {},
-        worst=worst,
-        source=source,
-    )
-
-
 @dataclass(frozen=True)
 class Front:
-    """The plans of a run, by rising cost on select; index = place.
+    """The plans of a run, by rising first objective on select; index = place.
 
     Attributes:
         plans: no two alike.
         trunk: the trunk alone, which every plan is compared with.
-        objective: the cost model the plans were chosen by.
+        goals: what the plans were chosen by, beside the error.
     """
 
     plans: tuple[Plan, ...]
     trunk: Plan
-    objective: str = "macs"
+    goals: Goals = field(default_factory=lambda: Goals.of("macs"))
 
     def __len__(self) -> int:
         return len(self.plans)
@@ -206,12 +46,18 @@ class Front:
     def __getitem__(self, index: int) -> Plan:
         return self.plans[index]
 
-    def cost(self, plan: Plan) -> float:
-        """Mean cost on select in the objective's unit."""
-        return float(plan.select["cost"][self.objective])
+    @property
+    def objective(self) -> str:
+        """What the first objective is called: the cost model, where it is the mean under one."""
+        return self.goals.listed[0].label
+
+    def cost(self, plan: Plan, objective: int = 0) -> float:
+        """What a plan costs on select by an objective, in its unit."""
+        return float(self.goals.listed[objective].amount(plan.figure))
 
     def knee(self) -> Plan:
-        """The plan farthest from the line between the cheapest and the most accurate one, both axes scaled to 0..1.
+        """The plan farthest from the line between the cheapest and the most accurate one, both axes scaled to 0..1;
+        where there are several objectives, the scaled costs' mean counts.
 
         Only plans within :data:`USEFUL` points of the trunk count (all, where there is none): the cheap end of a front
         holds plans that nobody would deploy, and they would bend the axis on which the others are compared. The trunk
@@ -222,11 +68,11 @@ class Front:
         floor = _judged(self.trunk) - USEFUL / 100
         plans = [plan for plan in self.plans if plan.exits] or list(self.plans)
         plans = [plan for plan in plans if _judged(plan) >= floor] or plans
-        points = np.array([(self.cost(plan), _judged(plan)) for plan in plans], np.float64)
+        points = np.array([[_judged(plan), *self._values(plan)] for plan in plans], np.float64)
         span = np.ptp(points, axis=0)
         scaled = (points - points.min(axis=0)) / np.where(span > 0, span, 1.0)
         # from (0, 0), the cheapest, to (1, 1), the most accurate: above the line is accuracy minus cost
-        distance = scaled[:, 1] - scaled[:, 0]
+        distance = scaled[:, 0] - scaled[:, 1:].mean(axis=1)
         return plans[int(np.flatnonzero(distance == distance.max())[-1])]
 
     def pick(self, text: str) -> Plan:
@@ -234,8 +80,9 @@ class Front:
 
         Args:
             text: ``knee``; an index; ``max-cost=0.6x`` (of the trunk) or ``max-cost=24.4e6`` (in the objective's
-                unit): the plan judged best within; ``min-accuracy=-0.5`` (points below the trunk, on select, judged as
-                the search did) or ``min-accuracy=0.91``: the cheapest plan that has it.
+                unit): the plan judged best within; ``max-cost:params=1.1x`` by another objective, or by any cost that
+                was computed; ``min-accuracy=-0.5`` (points below the trunk, on select, judged as the search did) or
+                ``min-accuracy=0.91``: the cheapest plan that has it.
 
         Raises:
             OptionError: not understood, or no plan fits; the message gives the front's range.
@@ -247,19 +94,24 @@ class Front:
             if int(text) >= len(self.plans):
                 raise OptionError(f"there is no plan {text}: the front has plans 0 to {len(self.plans) - 1}")
             return self.plans[int(text)]
-        name, _, value = text.partition("=")
-        if name == "max-cost":
-            return self._cheap_enough(value)
+        name, _, value = text.rpartition("=")
+        if name == "max-cost" or name.startswith("max-cost:"):
+            return self._cheap_enough(name.removeprefix("max-cost").removeprefix(":"), value)
         if name == "min-accuracy":
             return self._good_enough(value)
         raise OptionError(
-            f"{text!r} picks no plan; write knee, an index, max-cost=0.6x, max-cost=24.4e6, min-accuracy=-0.5 or "
-            "min-accuracy=0.91"
+            f"{text!r} picks no plan; write knee, an index, max-cost=0.6x, max-cost=24.4e6, max-cost:params=1.1x, "
+            "min-accuracy=-0.5 or min-accuracy=0.91"
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Trunk, objective and plans as plain values."""
-        return {"objective": self.objective, "trunk": self.trunk.to_json(), "plans": [p.to_json() for p in self.plans]}
+        """Trunk, objectives and plans as plain values."""
+        return {
+            "objective": self.objective,
+            **self.goals.to_json(),
+            "trunk": self.trunk.to_json(),
+            "plans": [p.to_json() for p in self.plans],
+        }
 
     @classmethod
     def from_json(cls, plain: Mapping[str, Any], source: PlanSource | None = None) -> Front:
@@ -270,22 +122,42 @@ class Front:
         """
         try:
             plans = tuple(Plan.from_json(entry, source) for entry in plain["plans"])
-            return cls(plans, Plan.from_json(plain["trunk"], source), str(plain["objective"]))
-        except (KeyError, TypeError) as error:
+            first = str(plain["objective"])
+            goals = Goals.from_json(plain) if "objectives" in plain else Goals.of(first)
+            return cls(plans, Plan.from_json(plain["trunk"], source), goals)
+        except (KeyError, TypeError, ValueError) as error:
             raise RunError(f"the stored front is damaged ({error!r}); the run cannot be read") from error
 
-    def _cheap_enough(self, value: str) -> Plan:
-        trunk = self.cost(self.trunk)
-        relative = value.endswith("x")
-        limit = _number(value.removesuffix("x"), f"max-cost={value}") * (trunk if relative else 1.0)
-        fitting = [plan for plan in self.plans if self.cost(plan) <= limit]
+    def _values(self, plan: Plan) -> tuple[float, ...]:
+        return tuple(float(goal.value(plan.figure)) for goal in self.goals.listed)
+
+    def _goal(self, name: str) -> Goal:
+        """The objective of that name, or any cost that was computed; the first one without a name."""
+        named = {text: goal for goal in reversed(self.goals.listed) for text in (goal.label, goal.cost_label)}
+        if name in named or not name:
+            return named.get(name, self.goals.listed[0])
+        model, _, kind = name.rpartition("@")
+        goal = Goal.of(model, kind) if model and kind in STATISTICS else Goal.of(name)
+        try:
+            goal.amount(self.trunk.figure)
+        except OptionError as error:
+            known = {*named, *self.trunk.select["cost"]}
+            raise OptionError(f"max-cost:{name}: no cost of that name was computed: {suggest(name, known)}") from error
+        return goal
+
+    def _cheap_enough(self, name: str, value: str) -> Plan:
+        goal = self._goal(name)
+        trunk = float(goal.amount(self.trunk.figure))
+        limit = amount_of(value, trunk, f"max-cost={value}", goal.unit)
+        costs = {plan.index: float(goal.amount(plan.figure)) for plan in self.plans}
+        fitting = [plan for plan in self.plans if costs[plan.index] <= limit]
         if not fitting:
-            least = self.cost(self.plans[0])
+            least = min(costs.values())
             raise OptionError(
-                f"no plan costs at most {limit:.6g} {self.objective}: the cheapest one costs {least:.6g} "
+                f"no plan costs at most {limit:.6g} {goal.cost_label}: the cheapest one costs {least:.6g} "
                 f"({least / trunk:.3f}x)"
             )
-        return max(fitting, key=lambda plan: (_judged(plan), -self.cost(plan)))
+        return max(fitting, key=lambda plan: (_judged(plan), -costs[plan.index]))
 
     def _good_enough(self, value: str) -> Plan:
         number = _number(value, f"min-accuracy={value}")
@@ -306,16 +178,17 @@ class Front:
                 f"no plan has an accuracy of {limit:.4f} on select: the best one has {best:.4f} "
                 f"({100 * (best - base):+.2f} points against the trunk)"
             )
-        return min(fitting, key=lambda plan: (self.cost(plan), -figure(plan)))
+        return min(fitting, key=lambda plan: (self._values(plan)[0], -figure(plan)))
 
 
-def build_front(plans: Sequence[Plan], trunk: Plan, objective: str = "macs") -> Front:
+def build_front(plans: Sequence[Plan], trunk: Plan, goals: Goals | None = None) -> Front:
     """Order plans by cost, drop those that others beat on select (judged as the search did), number them."""
+    goals = goals or Goals.of("macs")
     if not plans:
-        return Front((), trunk, objective)
-    points = np.array([(1.0 - _judged(plan), plan.select["cost"][objective]) for plan in plans], np.float64)
+        return Front((), trunk, goals)
+    points = np.array([goals.values(1.0 - _judged(plan), plan.figure) for plan in plans], np.float64)
     kept = [plans[index] for index in non_dominated(points).tolist()]
-    return Front(tuple(replace(plan, index=index) for index, plan in enumerate(kept)), trunk, objective)
+    return Front(tuple(replace(plan, index=index) for index, plan in enumerate(kept)), trunk, goals)
 
 
 def _accuracy(plan: Plan) -> float:
@@ -335,22 +208,3 @@ def _number(text: str, whole: str) -> float:
     if not math.isfinite(number):
         raise OptionError(f"{whole}: {text!r} is not a number")
     return number
-
-
-def _plain_parameters(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _plain_parameters(entry) for key, entry in value.items()}
-    if isinstance(value, (tuple, list)):
-        return [_plain_parameters(entry) for entry in value]
-    if isinstance(value, float) and math.isinf(value):
-        return "never" if value > 0 else "always"
-    return value if isinstance(value, (bool, int, float, str)) or value is None else str(value)
-
-
-def _infinite(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameters with the infinite thresholds put back."""
-    restored = dict(parameters)
-    thresholds = restored.get("thresholds")
-    if isinstance(thresholds, Mapping):
-        restored["thresholds"] = {s: NAMED[t] if isinstance(t, str) else t for s, t in thresholds.items()}
-    return restored

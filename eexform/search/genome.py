@@ -7,13 +7,14 @@ can receive individuals.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from deap import base
 
 from eexform.errors import OptionError, need
+from eexform.search.terms import Amount, Figure
 
 Key = tuple[int, str]
 """A gene's key: place of its pass in the recipe, name of the parameter."""
@@ -22,17 +23,23 @@ Genome = dict[Key, Any]
 
 
 class Fitness(base.Fitness):
-    """Error and cost, both to be made small; a violated constraint outweighs them.
+    """Error and costs, all to be made small; a violated constraint outweighs them.
 
     Attributes:
         violation: 0 where all constraints hold, else by how much they fail (relative, summed).
     """
 
-    weights = (-1.0, -1.0)
+    weights: tuple[float, ...] = (-1.0, -1.0)
 
-    def __init__(self, values: tuple[float, float] | tuple[()] = (), violation: float = 0.0) -> None:
+    def __init__(self, values: tuple[float, ...] = (), violation: float = 0.0) -> None:
         super().__init__(values)
         self.violation = violation
+
+    def _set(self, values: tuple[float, ...]) -> None:
+        self.weights = (-1.0,) * len(values)  # as many as there are objectives in this search
+        self.setValues(values)
+
+    values = property(base.Fitness.getValues, _set, base.Fitness.delValues, "Error, then every cost.")
 
     def dominates(self, other: Fitness, obj: slice = slice(None)) -> bool:
         """Feasibility first: what holds dominates what does not; between two that fail, the smaller violation."""
@@ -62,51 +69,56 @@ class Individual:
 
 
 @dataclass(frozen=True)
+class Limit:
+    """A figure that must not be exceeded.
+
+    Attributes:
+        label: what it is called in messages.
+        amount: of which terms.
+        most: in the amount's unit.
+    """
+
+    label: str
+    amount: Amount
+    most: float
+
+    def __post_init__(self) -> None:
+        need(0 < self.most < math.inf, f"{self.label}: {self.most} must be a positive number", OptionError)
+
+    def over(self, figure: Figure) -> Any:
+        """By how much the limit is exceeded, as a share of it; 0 where it holds."""
+        return np.maximum(0.0, self.amount(figure) - self.most) / self.most
+
+
+@dataclass(frozen=True)
 class Constraints:
     """Limits that a plan must keep.
 
     Attributes:
-        max_cost: mean cost per sample, in the objective's unit.
-        max_worst: cost of the dearest path, in the objective's unit.
-        max_params: parameters of trunk and heads together.
+        limits: on costs.
         min_accuracy: accuracy on select, 0-1.
     """
 
-    max_cost: float = math.inf
-    max_worst: float = math.inf
-    max_params: float = math.inf
+    limits: tuple[Limit, ...] = ()
     min_accuracy: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("max_cost", "max_worst", "max_params"):
-            value = getattr(self, name)
-            need(value > 0, f"{name}: {value} must be a positive number", OptionError)
         need(0.0 <= self.min_accuracy <= 1.0, f"min_accuracy: {self.min_accuracy} is not in 0..1", OptionError)
 
-    def before(self, *, least: float, worst: float, params: float) -> float:
+    @property
+    def models(self) -> frozenset[str]:
+        """Keys of the cost models that the limits name."""
+        return frozenset(term.model for limit in self.limits for term in limit.amount.terms)
+
+    def before(self, least: Figure) -> Any:
         """Violation that is certain before a plan is scored.
 
         Args:
-            least: cost of the cheapest path (no mean can be below it).
-            worst: cost of the dearest path.
-            params: parameters of trunk and heads.
+            least: what each term cannot be below (no mean is below the cheapest path).
         """
-        return _over(least, self.max_cost) + _over(worst, self.max_worst) + _over(params, self.max_params)
+        return sum((limit.over(least) for limit in self.limits), 0.0)
 
-    def after(self, *, cost: float, worst: float, params: float, accuracy: float) -> float:
-        """Violation of a scored plan."""
-        short = max(0.0, self.min_accuracy - accuracy) / self.min_accuracy if self.min_accuracy else 0.0
-        return self.before(least=cost, worst=worst, params=params) + short
-
-    def to_json(self) -> dict[str, float | None]:
-        """Plain values; ``None`` is no limit."""
-        return {name: None if math.isinf(value) else value for name, value in vars(self).items()}
-
-    @classmethod
-    def from_json(cls, plain: Mapping[str, float | None]) -> Constraints:
-        """Inverse of :meth:`to_json`."""
-        return cls(**{name: math.inf if value is None else value for name, value in plain.items()})
-
-
-def _over(value: float, limit: float) -> float:
-    return max(0.0, value - limit) / limit if math.isfinite(limit) else 0.0
+    def after(self, figure: Figure, accuracy: Any) -> Any:
+        """Violation of a scored plan, or of several."""
+        short = np.maximum(0.0, self.min_accuracy - accuracy) / self.min_accuracy if self.min_accuracy else 0.0
+        return self.before(figure) + short

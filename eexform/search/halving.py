@@ -62,14 +62,16 @@ def spread(points: np.ndarray, count: int, anchor: Sequence[float] | None = None
     nearest to the middle of each is taken: the ends of a front are the hopeless and the hardly changed ones.
 
     Args:
-        points: float [n, 2]: error and cost, both to be made small.
+        points: float [n, objectives]: error and costs, all to be made small; by the first cost they are spread.
         count: how many.
         anchor: a point that takes part and is not counted: what it beats comes after what it does not.
 
     Returns:
         Indices by rising cost.
     """
-    points = np.asarray(points, np.float64).reshape(-1, 2)
+    points = np.asarray(points, np.float64)
+    if not len(points):
+        return []
     everyone = points if anchor is None else np.vstack([points, np.asarray(anchor, np.float64)])
     left = list(range(len(everyone)))
     chosen: list[int] = []

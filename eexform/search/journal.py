@@ -114,8 +114,10 @@ class Journal:
     def _decode(self, plain: Mapping[str, Any]) -> Individual:
         try:
             one = self._space.decode(plain["genome"])
-            error, cost = plain["fitness"]
-            one.fitness.values = (float(error), float(cost))
+            values = tuple(map(float, plain["fitness"]))
+            if len(values) < 2:
+                raise ValueError("an error and a cost at least")
+            one.fitness.values = values
             one.fitness.violation = float(plain.get("violation", 0.0))
         except (KeyError, TypeError, ValueError) as error:
             raise RunError(f"{self.path}: an individual is damaged ({error!r})") from error

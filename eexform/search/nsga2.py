@@ -20,6 +20,7 @@ from deap import tools
 from eexform.errors import OptionError, need
 from eexform.search.archive import Archive
 from eexform.search.genome import Individual
+from eexform.search.handling import Handling, Seen, seen
 from eexform.search.space import Space
 from eexform.tunables import Rng
 
@@ -49,6 +50,7 @@ class Settings:
         refine_every: generations between two memetic steps; 0 never.
         refine_elites: individuals improved in each.
         tries: attempts to replace a child that is known already or certain to violate a constraint.
+        handling: how plans that violate a constraint are compared with others.
     """
 
     population: int = 96
@@ -59,6 +61,7 @@ class Settings:
     refine_every: int = 4
     refine_elites: int = 12
     tries: int = 8
+    handling: Handling = field(default_factory=Handling)
 
     def __post_init__(self) -> None:
         need(
@@ -76,7 +79,10 @@ class Settings:
         )
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        plain = asdict(self)
+        if self.handling == Handling():  # as before there was a choice, so that older journals go on
+            del plain["handling"]
+        return plain
 
 
 @dataclass
@@ -199,7 +205,7 @@ def step(space: Space, evaluation: Evaluator, settings: Settings, state: State) 
     added = archive.offer(children)
     return State(
         generation,
-        select(pool, settings.population),
+        select(pool, settings.population, settings.handling),
         archive,
         rng,
         state.evaluated + evaluated,
@@ -208,9 +214,12 @@ def step(space: Space, evaluation: Evaluator, settings: Settings, state: State) 
     )
 
 
-def select(pool: Sequence[Individual], count: int) -> list[Individual]:
-    """Feasibility first: NSGA-II among the individuals that keep all constraints, then the least violating ones."""
+def select(pool: Sequence[Individual], count: int, handling: Handling | None = None) -> list[Individual]:
+    """NSGA-II's survivors. Feasibility first: those that keep all constraints, then the least violating ones; or with
+    what another ``handling`` adds to the objectives of those that violate one."""
     fit = [one for one in pool if not one.fitness.violation]
+    if len(fit) < len(pool) and handling is not None and handling.kind != "feasible-first":
+        return [one.individual for one in tools.selNSGA2(seen(pool, handling), min(count, len(pool)), nd="log")]
     unfit = sorted((one for one in pool if one.fitness.violation), key=lambda one: one.fitness.violation)
     chosen = tools.selNSGA2(fit, min(count, len(fit)), nd="log") if fit else []
     return [*chosen, *unfit[: count - len(chosen)]]
@@ -240,7 +249,7 @@ def _children(
     space: Space, evaluation: Evaluator, settings: Settings, population: Sequence[Individual], rng: Rng
 ) -> list[Individual]:
     known = {one.key for one in population}
-    parents = _parents(population, settings.population, rng)
+    parents = _parents(population, settings.population, settings.handling, rng)
     children: list[Individual] = []
 
     def take(genome: dict[Any, Any]) -> None:
@@ -263,23 +272,24 @@ def _children(
     return children
 
 
-def _parents(population: Sequence[Individual], count: int, rng: Rng) -> list[Individual]:
+def _parents(population: Sequence[Individual], count: int, handling: Handling, rng: Rng) -> list[Individual]:
     """``count`` parents by binary tournaments on domination, then on crowding."""
-    _crowd(population)
+    crowd = seen(population, handling)
+    _measure_crowding(crowd)
     usable = len(population) // 4 * 4
     parents: list[Individual] = []
     while usable and len(parents) < count:
         with seeded_random(rng):
-            parents += tools.selTournamentDCD(list(population), usable)
+            parents += [one.individual for one in tools.selTournamentDCD(crowd, usable)]
     while len(parents) < count:
         parents.append(population[int(rng.integers(len(population)))])
     return parents[:count]
 
 
-def _crowd(population: Sequence[Individual]) -> None:
+def _measure_crowding(crowd: Sequence[Seen]) -> None:
     """Set the crowding distances from the population alone (those left by the last selection are lost by a resume)."""
-    fit = [one for one in population if not one.fitness.violation]
-    for one in population:
+    fit = [one for one in crowd if not one.fitness.violation]
+    for one in crowd:
         one.fitness.crowding_dist = 0.0
     for front in tools.sortLogNondominated(fit, len(fit)) if fit else ():
         tools.emo.assignCrowdingDist(front)

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from eexform.errors import OptionError, need
+from eexform.search.handling import Handling
 
 
 @dataclass(frozen=True)
@@ -26,11 +27,15 @@ class SearchOptions:
             blended.
         exit_fee: what passing an exit counts during the search beside what the cost model says, as a share of the
             trunk's cost: a decision and a branch take time that MACs do not see, and every further exit follows the
-            selection split more closely. Limits on the cost count it too; reported costs are without it.
+            selection split more closely. Limits on the cost count it too; reported costs are without it, and what
+            has a target is, too.
         population: individuals per generation.
         generations: how many.
         seed: of the search.
         threads: for head training and scoring; 0 is one per core.
+        constraints: how plans that break a limit are compared with others while searching: ``feasible-first``,
+            ``adaptive`` or ``penalty`` (see :mod:`eexform.search.handling`). The front keeps all limits in any case.
+        penalty: weight of a violation with ``penalty``.
     """
 
     sites: tuple[str, ...] = ()
@@ -46,6 +51,8 @@ class SearchOptions:
     seed: int = 0
     threads: int = 0
     gates: bool = False
+    constraints: str = Handling.kind
+    penalty: float = Handling.weight
 
     def __post_init__(self) -> None:
         def check(holds: bool, text: str) -> None:
@@ -64,12 +71,20 @@ class SearchOptions:
         check(self.generations >= 0, f"generations: {self.generations} must not be negative")
         check(self.seed >= 0, f"seed: {self.seed} must not be negative")
         check(self.threads >= 0, f"threads: {self.threads} must not be negative")
+        _ = self.handling  # refuses what does not exist
+
+    @property
+    def handling(self) -> Handling:
+        """How constraints are handled."""
+        return Handling(self.constraints, self.penalty)
 
     def to_json(self) -> dict[str, Any]:
         plain = asdict(self)
         plain["sites"], plain["heads"] = list(self.sites), list(self.heads)
         if not self.gates:  # as before there were gates, so that older runs can be resumed
             del plain["gates"]
+        if self.handling == Handling():  # likewise, before there was a choice
+            del plain["constraints"], plain["penalty"]
         return plain
 
     @classmethod

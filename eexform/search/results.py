@@ -77,13 +77,8 @@ def nearest(state: State, evaluation: Evaluation, scorer: Scorer, limits: Constr
     """What to say where no plan keeps the limits: which one comes nearest, and what it lacks."""
     best = min(state.population, key=lambda one: one.fitness.violation)
     found = scorer.exact(evaluation.candidate(best), "select")
-    objective = evaluation.objective
-    figures = [
-        (f"mean {objective}", found.cost[objective], limits.max_cost),
-        (f"worst {objective}", found.worst[objective], limits.max_worst),
-        ("params", found.cost["params"], limits.max_params),
-    ]
-    lacks = [f"{name} {value:.6g} (at most {limit:.6g})" for name, value, limit in figures if value > limit]
+    figures = [(limit.label, float(limit.amount(found.figure)), limit.most) for limit in limits.limits]
+    lacks = [f"{name} {value:.6g} (at most {most:.6g})" for name, value, most in figures if value > most]
     if found.accuracy < limits.min_accuracy:
         lacks.append(f"accuracy {found.accuracy:.4f} on select (at least {limits.min_accuracy:.4f})")
     if not lacks:  # what the search adds to the cost of an exit is not in the figures

@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eexform import cost_models
 from eexform.data import Dataset, DataSource, load_dataset, save_dataset
 from eexform.data.cache import PixelCache
 from eexform.errors import OptionError, RunError, need
@@ -22,6 +21,7 @@ from eexform.search.folder import RunFolder
 from eexform.search.front import Plan
 from eexform.search.ledger import agree, outcome
 from eexform.search.limits import Limits
+from eexform.search.objectives import Objectives
 from eexform.search.options import SearchOptions
 from eexform.search.run import Run, open_run
 from eexform.search.space import EXITS, plain
@@ -142,7 +142,7 @@ class _Job:
             seed=options.seed,
             threads=threads,
         )
-        self.limits = Limits(**source.facts["limits"]) if limits is None else limits
+        self.limits = Limits.from_json(source.facts["limits"]) if limits is None else limits
         self.request = self._request()
         self.first = self._prepared(self.tuning, None)  # what cannot be searched afterwards shows now
 
@@ -212,13 +212,13 @@ class _Job:
         return dict(json.loads(json.dumps(plain(asked))))
 
     def _prepared(self, tuning: Tuning, heads: PlanStore | None) -> Prepared:
-        facts, objective = self.source.facts, dict(self.source.facts["cost"])
+        facts = self.source.facts
         passes = [(str(name), dict(given)) for name, given in self.request["original_passes"]]
         return prepare(
             tuning.trunk,
             self.dataset.bind(tuning.trunk),
             self.folder,
-            cost=cost_models.make(objective.pop("name"), **objective),
+            objectives=Objectives.from_json(facts),
             steps=tuning.steps,
             options=self.effort,
             train=TrainOptions(**facts["train"]),

@@ -13,6 +13,7 @@ from eexform.errors import OptionError, suggest
 from eexform.ir import measures, policy
 from eexform.search.judge import Judge
 from eexform.search.scores import HeadScores
+from eexform.search.terms import PERCENTILES, Term, statistic
 
 __all__ = ["Candidate", "Decided", "HeadScores", "PlannedExit", "Scored", "Scorer", "exit_outputs"]
 
@@ -65,6 +66,7 @@ class Scored:
         rates: share of samples that leave at each exit; the final one last.
         exit_accuracy: accuracy on the samples that leave there; ``None`` where none does.
         worst: cost of the dearest path by cost model.
+        percentiles: ``p50``, ``p90``, ``p95``, ``p99`` -> what that share of the samples pays at most, by cost model.
         judged: mean credit (see :class:`eexform.search.judge.Judge`), what a search compares.
     """
 
@@ -74,7 +76,15 @@ class Scored:
     rates: tuple[float, ...]
     exit_accuracy: tuple[float | None, ...]
     worst: Mapping[str, float]
+    percentiles: Mapping[str, Mapping[str, float]]
     judged: float
+
+    def figure(self, term: Term) -> float:
+        """A cost of the plan."""
+        if term.statistic == "mean":
+            return self.cost[term.model]
+        table = self.worst if term.statistic == "max" else self.percentiles[term.statistic]
+        return table[term.model]
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, with ``macs`` and ``macs_heads_free`` beside the tables where MACs were computed."""
@@ -83,6 +93,7 @@ class Scored:
         if "macs" in self.cost:
             plain["macs"] = self.cost["macs"]
             plain["macs_heads_free"] = self.cost_heads_free["macs"]
+        plain["percentiles"] = {name: dict(table) for name, table in self.percentiles.items()}
         plain["rates"] = list(self.rates)
         plain["exit_accuracy"] = list(self.exit_accuracy)
         return plain
@@ -151,6 +162,10 @@ class Scorer:
             rates=tuple((left / total).tolist()),
             exit_accuracy=tuple(float(r / n) if n else None for r, n in zip(right, left, strict=True)),
             worst={name: float(vector.max()) for name, vector in vectors.items()},
+            percentiles={
+                share: {name: float(statistic(share, v[None], left[None])[0]) for name, v in vectors.items()}
+                for share in PERCENTILES
+            },
             judged=float(Judge(self.splits[split], self.trust).credit(decided.predicted).sum() / total),
         )
 

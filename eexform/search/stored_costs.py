@@ -53,25 +53,37 @@ def _to_json(costs: PathCosts) -> dict[str, Any]:
     return {
         **{key: plain(value) for key, value in vars(costs).items() if key in _FIELDS},
         "head": [[site, head, cost] for (site, head), cost in costs.head.items()],
+        "between": [[before, after, cost] for (before, after), cost in costs.between.items()],
         "conditions": plain(costs.conditions),
     }
 
 
-_FIELDS = ("trunk", "prefix", "routing", "unit", "per_sample", "sites", "cells", "unknown")
+_FIELDS = (
+    *("trunk", "prefix", "decision", "onward", "unit", "per_sample", "combine"),
+    *("sites", "cells", "unknown", "estimated"),
+)
 
 
 def _from_json(value: Any, path: Path) -> PathCosts:
     try:
+        if "routing" in value:  # before routing was told apart: one figure, paid at every exit
+            value = {**value, "decision": dict.fromkeys(value["sites"], value["routing"]), "onward": {}}
+        if value.get("combine", "sum") not in ("sum", "max"):
+            raise ValueError(value["combine"])
         return PathCosts(
             trunk=float(value["trunk"]),
             prefix={str(site): float(cost) for site, cost in value["prefix"].items()},
             head={(str(site), str(head)): float(cost) for site, head, cost in value["head"]},
-            routing=float(value["routing"]),
+            decision={str(site): float(cost) for site, cost in value["decision"].items()},
+            onward={str(site): float(cost) for site, cost in value["onward"].items()},
             unit=str(value["unit"]),
             per_sample=bool(value["per_sample"]),
+            between={(str(before), str(after)): float(cost) for before, after, cost in value.get("between", ())},
+            combine="max" if value.get("combine") == "max" else "sum",
             sites=tuple(map(str, value["sites"])),
             cells=tuple((int(mask), float(cost)) for mask, cost in value["cells"]),
             unknown=tuple((str(node), str(operator)) for node, operator in value["unknown"]),
+            estimated=tuple((str(node), str(why)) for node, why in value.get("estimated", ())),
             conditions=dict(value["conditions"]),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:

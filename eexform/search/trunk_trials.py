@@ -5,16 +5,20 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from eexform.cost_models import make as make_cost
+from eexform.cost_models import CostModel
 from eexform.errors import PassError
 from eexform.ir.graph import Graph
 from eexform.passes import PassContext
 from eexform.search.genome import Constraints, Individual
+from eexform.search.goals import Goals
 from eexform.search.proxy import Proxy
 from eexform.search.settling import BoundRecipe, Settled, Withheld, keeps_structure, settle_passes, shape_of
 from eexform.search.space import Space, plain
+from eexform.search.stored_costs import stored_path_costs
+from eexform.search.terms import Term
 from eexform.search.trunk_log import TrunkLog
 from eexform.search.trunk_seeds import trunk_seeds
 from eexform.tunables import Rng
@@ -31,9 +35,10 @@ class Trunk:
         passes: settled, so that they replay without data.
         digest: of the graph that they make.
         error: on the proxy's samples, 0-1.
-        cost: of the whole trunk, in the objective's unit.
+        cost: of the whole trunk, by the first objective.
         params: parameters.
         epochs: that it was trained for.
+        prices: cost of the whole trunk by cost model, where more is looked at than one model and the parameters.
     """
 
     passes: BoundRecipe
@@ -42,16 +47,84 @@ class Trunk:
     cost: float
     params: float
     epochs: int = 0
+    prices: Mapping[str, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        return {**vars(self), "passes": [[name, plain(given)] for name, given in self.passes]}
+        found = {**vars(self), "passes": [[name, plain(given)] for name, given in self.passes]}
+        if not self.prices:  # as before there could be several, so that older logs go on
+            del found["prices"]
+        return found
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Trunk:
         """Inverse of :meth:`to_json`."""
         passes = tuple((str(name), dict(given)) for name, given in value["passes"])
         numbers = {name: float(value[name]) for name in ("error", "cost", "params")}
-        return cls(passes, str(value["digest"]), **numbers, epochs=int(value["epochs"]))
+        prices = {str(model): float(price) for model, price in value.get("prices", {}).items()}
+        return cls(passes, str(value["digest"]), **numbers, epochs=int(value["epochs"]), prices=prices)
+
+
+@dataclass(frozen=True)
+class Prices:
+    """What whole trunks cost under every cost model that objectives and limits look at.
+
+    Attributes:
+        folder: where measurements are kept.
+        models: by key; parameters among them.
+        goals: the objectives in numbers.
+        exits: there will be exits: a sample may then pay less than the whole trunk, and a target says nothing about it.
+    """
+
+    folder: Path
+    models: Mapping[str, CostModel]
+    goals: Goals
+    exits: bool
+
+    def of(self, graph: Graph, *, measured: bool = True) -> dict[str, float]:
+        """Prices of a trunk by cost model; measured ones, where wanted, are measured once."""
+        return {
+            key: stored_path_costs(self.folder, model, graph, (), {}).trunk
+            for key, model in self.models.items()
+            if measured or not model.measured
+        }
+
+    def values(self, error: float, prices: Mapping[str, float]) -> tuple[float, ...]:
+        """What is to be made small: the error, then every cost."""
+        found = self.goals.values(error, lambda term: prices[term.model])
+        if self.exits:
+            found = (error, *(goal.amount(lambda term: prices[term.model]) for goal in self.goals.listed))
+        return tuple(map(float, found))
+
+    def cost(self, prices: Mapping[str, float]) -> float:
+        """By the first objective."""
+        return float(self.goals.listed[0].amount(lambda term: prices[term.model]))
+
+    def noted(self, prices: Mapping[str, float]) -> dict[str, Any]:
+        """``prices`` as a log keeps them."""
+        plain_: dict[str, Any] = {"cost": self.cost(prices), "params": prices["params"]}
+        return plain_ if self._alone else {**plain_, "prices": dict(prices)}
+
+    def noted_of(self, line: Mapping[str, Any]) -> dict[str, float]:
+        """Inverse of :meth:`noted`."""
+        if not self._alone:
+            return dict(line["prices"])
+        (term,) = self.goals.listed[0].amount.terms
+        return {term.model: line["cost"], "params": line["params"]}
+
+    @property
+    def _alone(self) -> bool:
+        """Whether there is no more to note than one cost and the parameters."""
+        parts = [part for goal in self.goals.listed for part in goal.amount.parts]
+        return len(parts) == 1 and parts[0][0] == 1.0 and set(self.models) == {parts[0][1].model, "params"}
+
+    def over(self, prices: Mapping[str, float], constraints: Constraints) -> float:
+        """By how much every plan on a trunk of these prices breaks limits; what is not priced breaks none."""
+
+        def figure(term: Term) -> float:
+            certain = not self.exits or term.statistic == "max" or not self.models[term.model].per_sample
+            return prices.get(term.model, 0.0) if certain else 0.0
+
+        return float(constraints.before(figure))
 
 
 @dataclass
@@ -67,10 +140,8 @@ class Trials:
         graphs: what the genes' domains were made for.
         context: samples for the passes, and stored numbers.
         proxy: ranks trunks.
-        price: cost of a trunk under the objective.
-        measured: the price is measured, and asked for only where a trunk is ranked.
+        prices: of trunks; measured ones are asked for only where a trunk is ranked.
         constraints: limits on every plan.
-        exits: there will be exits: a sample may then pay less than the whole trunk.
         log: remembers what was found.
         baseline: digest of the original behind the passes that only make it faster, which is no candidate.
         report: told after each trial.
@@ -81,14 +152,12 @@ class Trials:
     graphs: Sequence[Graph]
     context: PassContext
     proxy: Proxy
-    price: Callable[[Graph], float]
-    measured: bool
+    prices: Prices
     constraints: Constraints
-    exits: bool
     log: TrunkLog
     baseline: str
     report: Callable[[str], None] = lambda text: None
-    pool: dict[str, tuple[Individual, float, float]] = field(default_factory=dict)
+    pool: dict[str, tuple[Individual, tuple[float, ...]]] = field(default_factory=dict)
     _settled: dict[str, Settled] = field(default_factory=dict)
     _violations: dict[str, float] = field(default_factory=dict)
 
@@ -98,10 +167,11 @@ class Trials:
         """Settle, price and rank each individual."""
         for individual in individuals:
             found = self._tried(individual)
-            individual.fitness.values = (1.0 if found["error"] is None else found["error"], found["cost"])
-            individual.fitness.violation = self.over(found["cost"], found["params"])
+            prices = self.prices.noted_of(found)
+            individual.fitness.values = self.prices.values(1.0 if found["error"] is None else found["error"], prices)
+            individual.fitness.violation = self.over(prices)
             if not individual.fitness.violation and found["digest"] != self.baseline:
-                self.pool.setdefault(found["digest"], (individual, found["error"], found["cost"]))
+                self.pool.setdefault(found["digest"], (individual, individual.fitness.values))
             self.report(f"{len(self.pool)} trunks found")
 
     def certain_violation(self, individual: Individual) -> float:
@@ -111,11 +181,11 @@ class Trials:
         if individual.key not in self._violations:
             known = self.log.find("tried", individual.key)
             if known is not None:
-                self._violations[individual.key] = self.over(known["cost"], known["params"])
+                self._violations[individual.key] = self.over(self.prices.noted_of(known))
             else:
                 shape = self._shape(individual)
-                cost = 0.0 if shape is None or self.measured else self.price(shape)
-                self._violations[individual.key] = 0.0 if shape is None else self.over(cost, params_of(shape))
+                priced = {} if shape is None else self.prices.of(shape, measured=False)
+                self._violations[individual.key] = self.over(priced)
         return self._violations[individual.key]
 
     def seeds(self, count: int, rng: Rng) -> list[Individual]:
@@ -150,15 +220,15 @@ class Trials:
 
     def _tried(self, individual: Individual) -> dict[str, Any]:
         known = self.log.find("tried", individual.key)
-        if known is not None and (known["error"] is not None or self.over(known["cost"], known["params"])):
+        if known is not None and (known["error"] is not None or self.over(self.prices.noted_of(known))):
             return known
         begun = time.perf_counter()
         graph = self._too_big(individual) or self.settled(individual).graph
-        cost, params = self.price(graph), params_of(graph)
+        prices = self.prices.of(graph)
         seconds = time.perf_counter() - begun
-        error = None if self.over(cost, params) else self.rank(graph)
+        error = None if self.over(prices) else self.rank(graph)
         return self.log.note(
-            "tried", individual.key, seconds=seconds, digest=graph.digest, error=error, cost=cost, params=params
+            "tried", individual.key, seconds=seconds, digest=graph.digest, error=error, **self.prices.noted(prices)
         )
 
     def _too_big(self, individual: Individual) -> Graph | None:
@@ -169,8 +239,7 @@ class Trials:
         if graph is None:  # data decide what is cut
             steps = [step for step in self.steps(individual) if not keeps_structure(step[0])]
             graph = settle_passes(steps, self.original, self.context).graph
-        cost = 0.0 if self.measured else self.price(graph)
-        return graph if self.over(cost, params_of(graph)) else None
+        return graph if self.over(self.prices.of(graph, measured=False)) else None
 
     def rank(self, graph: Graph) -> float:
         """Error of a trunk on the proxy's samples, looked up or measured."""
@@ -183,13 +252,8 @@ class Trials:
 
     @property
     def _unlimited(self) -> bool:
-        return self.constraints == Constraints(min_accuracy=self.constraints.min_accuracy)
+        return not self.constraints.limits
 
-    def over(self, cost: float, params: float) -> float:
-        """By how much every plan on a trunk of this cost and size breaks limits."""
-        return self.constraints.before(least=0.0 if self.exits else cost, worst=cost, params=params)
-
-
-def params_of(graph: Graph) -> float:
-    """Parameters of a trunk, as the cost model of that name counts them."""
-    return float(make_cost("params").cost(graph).total)
+    def over(self, prices: Mapping[str, float]) -> float:
+        """By how much every plan on a trunk of these prices breaks limits."""
+        return self.prices.over(prices, self.constraints)

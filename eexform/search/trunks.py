@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 
-from eexform.cost_models import CostModel
 from eexform.data import Calibration, Dataset
 from eexform.errors import OptionError, need
 from eexform.ir.graph import Graph
@@ -29,8 +28,10 @@ from eexform.progress import Progress
 from eexform.search.arrays import ArrayStore
 from eexform.search.folder import RunFolder
 from eexform.search.genome import Constraints, Individual
+from eexform.search.goals import Goals
 from eexform.search.halving import Rung, plan_rungs, spread
 from eexform.search.nsga2 import Settings, State, evolve
+from eexform.search.objectives import Objectives
 from eexform.search.proxy import Proxy
 from eexform.search.settling import (
     BoundRecipe,
@@ -44,10 +45,9 @@ from eexform.search.settling import (
     with_numbers,
 )
 from eexform.search.space import Space, plain, trunk_space
-from eexform.search.stored_costs import stored_path_costs
 from eexform.search.trunk_log import TrunkLog
 from eexform.search.trunk_options import TrunkOptions
-from eexform.search.trunk_trials import Trials, Trunk, params_of
+from eexform.search.trunk_trials import Prices, Trials, Trunk
 
 SEEDED = 0.75
 """Share of the first trunks that are made (see :mod:`eexform.search.trunk_seeds`) rather than drawn."""
@@ -61,25 +61,27 @@ class TrunkStage:
         original: the trunk as loaded.
         dataset: bound to it.
         folder: of the run.
-        model: the cost model of the objective.
+        objectives: what plans are made small by, with every cost model that they or limits look at.
         steps: the passes in front of ``insert_exits`` with what each is given.
         options: how the search is run.
         seed: of everything.
         threads: 0 is one per core.
         device: to train on.
         progress: who is told.
+        limited: keys of the cost models that limits name.
     """
 
     original: Graph
     dataset: Dataset
     folder: RunFolder
-    model: CostModel
+    objectives: Objectives
     steps: BoundRecipe
     options: TrunkOptions
     seed: int
     threads: int
     device: str
     progress: Progress
+    limited: frozenset[str] = frozenset()
 
     @cached_property
     def store(self) -> ArrayStore:
@@ -121,9 +123,18 @@ class TrunkStage:
             return None
         return None if found.arrays else found.passes
 
-    def price(self, graph: Graph) -> float:
-        """Cost of a whole trunk under the objective; measured once."""
-        return stored_path_costs(self.folder.latencies, self.model, graph, (), {}).trunk
+    @cached_property
+    def prices(self) -> Prices:
+        """Prices of trunks, and the objectives in numbers, given what the original costs."""
+        named = {term.model for one in self.objectives.listed for _, term in one.parts} | self.limited | {"params"}
+        models = {key: model for key, model in self.objectives.models.items() if key in named}
+        prices = Prices(self.folder.latencies, models, Goals(()), self.options.exits)
+        return replace(prices, goals=self.objectives.goals(prices.of(self.lean)))
+
+    @cached_property
+    def lean(self) -> Graph:
+        """The original behind the passes that only make it faster."""
+        return replay_passes(self.plain, self.original, {})[-1]
 
     # -- the search --------------------------------------------------------------------------------------------------
 
@@ -155,12 +166,10 @@ class TrunkStage:
             graphs=self.graphs,
             context=PassContext(samples=samples, arrays=self.store),
             proxy=Proxy(self.original, self.dataset, self.options.samples, self.threads),
-            price=self.price,
-            measured=self.model.measured,
+            prices=self.prices,
             constraints=constraints,
-            exits=self.options.exits,
             log=log,
-            baseline=replay_passes(self.plain, self.original, {})[-1].digest,
+            baseline=self.lean.digest,
         )
 
     def _identity(self) -> dict[str, Any]:
@@ -180,7 +189,9 @@ class TrunkStage:
         settings = Settings(
             population=options.population, generations=options.generations, seeded=SEEDED, refine_every=0
         )
-        anchor = (trials.rank(self.original), self.price(replay_passes(self.plain, self.original, {})[-1]))
+        prices = self.prices
+        whole = prices.of(self.lean)
+        anchor = prices.values(trials.rank(self.original), whole)
         say(
             f"trunks: at most {options.population * (options.generations + 1)} are tried, each repaired as the recipe "
             f"says and ranked by its error on {trials.proxy.samples} samples of calibrate"
@@ -188,30 +199,31 @@ class TrunkStage:
             + f"; {options.survivors} of them and the original {'get exits' if options.exits else 'are compared'}"
         )
         self._evolve(trials, settings)
-        pool = sorted(trials.pool.values(), key=lambda entry: (entry[2], entry[1], entry[0].key))
+        pool = sorted(trials.pool.values(), key=lambda entry: (*entry[1][1:], entry[1][0], entry[0].key))
         rungs = plan_rungs(options.epochs, options.survivors, len(pool), options.rungs)
         first = rungs[0].candidates if rungs else options.survivors
-        points = np.array([(error, cost) for _, error, cost in pool], np.float64).reshape(-1, 2)
+        points = np.array([values for _, values in pool], np.float64)
         chosen = [pool[place][0] for place in spread(points, first, anchor)]
         facts["rungs"] = [[rung.candidates, rung.epochs] for rung in rungs]
         trunks = [self._settled(trials, individual, rungs) for individual in chosen]
-        say(f"the original: error {anchor[0]:.4f}, {self.model.name} {anchor[1]:.6g}")
-        self._show("as repaired", trunks, anchor[1])
+        label = prices.goals.listed[0].cost_label
+        say(f"the original: error {anchor[0]:.4f}, {label} {prices.cost(whole):.6g}")
+        self._show("as repaired", trunks, prices.cost(whole))
         if rungs:
             say("training: " + ", then ".join(f"{rung.candidates} trunks for {rung.epochs} epochs" for rung in rungs))
         for place, rung in enumerate(rungs):
             trunks = [self._trained(trials, trunk, rung, place) for trunk in trunks]
             following = rungs[place + 1].candidates if place + 1 < len(rungs) else options.survivors
-            points = np.array([(trunk.error, trunk.cost) for trunk in trunks], np.float64).reshape(-1, 2)
+            points = np.array([prices.values(t.error, prices.noted_of(t.to_json())) for t in trunks], np.float64)
             trunks = [trunks[kept] for kept in spread(points, following, anchor)]
-            self._show(f"after rung {place + 1}", trunks, anchor[1])
+            self._show(f"after rung {place + 1}", trunks, prices.cost(whole))
         return trunks
 
     def _fixed(self, trials: Trials, facts: dict[str, Any]) -> list[Trunk]:
         """The one trunk that the recipe makes, trained for the whole budget."""
         rungs = plan_rungs(self.options.epochs, 1, 1)
         trunk = self._settled(trials, None, rungs)
-        over = trials.over(trunk.cost, trunk.params)
+        over = trials.over(self.prices.noted_of(trunk.to_json()))
         if over:
             raise OptionError(
                 f"the trunk that the recipe makes exceeds the cost limits by {100 * over:.1f} %: raise the limit, or "
@@ -260,7 +272,8 @@ class TrunkStage:
 
     def _note_settled(self, trials: Trials, key: str, settled: Settled, seconds: float) -> Trunk:
         graph = settled.graph
-        trunk = Trunk(settled.passes, graph.digest, trials.rank(graph), self.price(graph), params_of(graph))
+        noted = self.prices.noted(self.prices.of(graph))
+        trunk = Trunk(settled.passes, graph.digest, trials.rank(graph), **noted)
         self.store.put(settled.arrays)
         trials.log.note("settled", key, seconds=seconds, trunk=trunk.to_json())
         return trunk

@@ -19,6 +19,7 @@ from eexform.ir.graph import Graph
 from eexform.ir.sites import Site, find_sites
 from eexform.passes import get
 from eexform.progress import Progress
+from eexform.search import adopt
 from eexform.search.candidates import Places, choose, keep
 from eexform.search.folder import RunFolder
 from eexform.search.options import SearchOptions
@@ -45,9 +46,19 @@ def bank_of(
         train_digest: of the training options.
         labels: ``none``: what counts as right are the loaded trunk's answers, so they are part of the data.
     """
+    identity = bank_identity(
+        trunk_digest, origin=origin, data_digest=data_digest, train_digest=train_digest, labels=labels
+    )
+    return Bank(folder, **identity)
+
+
+def bank_identity(
+    trunk_digest: str, *, origin: str, data_digest: str, train_digest: str, labels: str = "given"
+) -> dict[str, str]:
+    """What the bank of one variant is looked up by: the keyword arguments of :class:`Bank`; see :func:`bank_of`."""
     if labels == "none" and trunk_digest != origin:
         data_digest = hashlib.sha256(json.dumps([data_digest, "answers of", origin]).encode()).hexdigest()
-    return Bank(folder, trunk_digest=trunk_digest, data_digest=data_digest, options_digest=train_digest)
+    return {"trunk_digest": trunk_digest, "data_digest": data_digest, "options_digest": train_digest}
 
 
 @dataclass
@@ -128,6 +139,9 @@ class Variants:
         trained: parameters of heads that are trained already, by (site, head text): they are scored as they are.
         arrays: stored numbers that passes need, by digest.
         exits: look for sites; without, every variant is a trunk alone.
+        heads_from: folder of another run, whose trained heads are copied where they fit; the first variant must find
+            some there.
+        adopted: what was copied from there, for the run's facts.
     """
 
     trunk: Graph
@@ -142,8 +156,10 @@ class Variants:
     trained: Mapping[tuple[str, str], Mapping[str, np.ndarray]] = field(default_factory=dict)
     arrays: Mapping[str, Mapping[str, np.ndarray]] = field(default_factory=dict)
     exits: bool = True
+    heads_from: Path | None = None
 
     def __post_init__(self) -> None:
+        self.adopted: list[dict[str, Any]] = []
         self._made: dict[str, Variant] = {}
         self._graphs: dict[str, Graph] = {}
         self._places: Places | None = None
@@ -181,6 +197,30 @@ class Variants:
             return choose(graph, report, macs, self.options, self.given)
         except (OptionError, ModelError):
             return Places((), {})
+
+    def check_heads_from(self, passes: BoundRecipe) -> None:
+        """Check that the other run has heads for what ``passes`` make of the trunk, if there is another run.
+
+        Raises:
+            OptionError: there is nothing to take; the message says what differs.
+        """
+        if self.heads_from is not None:
+            graph = self.transformed(passes)
+            adopt.check(self.folder, self.heads_from, self._wanted(graph, self.places(graph)))
+
+    def _wanted(self, graph: Graph, places: Places) -> adopt.Wanted:
+        dataset = self.dataset.bind(graph)
+        answering = self.trunk if self.origin is None else self.origin.graph
+        identity = bank_identity(
+            graph.digest,
+            origin=answering.digest,
+            data_digest=dataset.digest,
+            train_digest=self.train.digest,
+            labels=dataset.labels,
+        )
+        return adopt.Wanted.of(
+            graph, dataset, places.sites, places.heads, identity, self.train, origin=answering.digest
+        )
 
     def of(self, passes: BoundRecipe) -> Variant:
         """The variant that ``passes`` make, with its heads trained."""
@@ -233,6 +273,15 @@ class Variants:
             train_digest=self.train.digest,
             labels=dataset.labels,
         )
+        if self.heads_from is not None and sites:
+            taken = adopt.adopt(
+                self.folder,
+                self.heads_from,
+                self._wanted(graph, places),
+                required=not self._made,
+                progress=self.progress,
+            )
+            self.adopted += [taken] if taken else []
         answers = None
         if dataset.labels == "none" and graph.digest != answering.digest and not bank.facts:
             answers = trunk_answers(answering, self.dataset, self.train, threads=self.options.threads)

@@ -109,8 +109,7 @@ class Redraw:
         context = PassContext(heads=self.bank)
         space = build_space([("insert_exits", given)], self.trunk, context, levels=self.options["levels"])
         fee = self.options.get("exit_fee", 0.01)
-        macs = self.costs["macs"]
-        seen = {**self.costs, "macs": replace(macs, routing=macs.routing + fee * macs.trunk)}
+        seen = {**self.costs, "macs": self.costs["macs"].with_fee(fee)}
         measures = tuple(space.genes[0, "measure"].domain.values)  # type: ignore[attr-defined]
         trust = self.options["trust"]
         bits = BitScorer(select, seen, self.places, measures=measures, levels=self.options["levels"], trust=trust)

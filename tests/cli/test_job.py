@@ -86,7 +86,7 @@ def test_export_verify_bench(form: str, place: Path, run: Path, model: Path) -> 
     table = fine("export", run, "--pick", "3", "--form", form, "-o", out).out
     assert f"(form {form}): plan 3" in table
     again = fine("export", run, "--pick", "3", "--form", form, "-o", out, "--json").json  # over the first one
-    assert {"out", "form", "objective", "trunk", "plan"} == set(again)
+    assert {"out", "form", "objective", "objectives", "trunk", "plan"} == set(again)
     assert again["plan"]["exits"]
 
     verified = fine("verify", out, "--against", model, "--run", run, "--samples", "40", "--quiet")

@@ -12,7 +12,7 @@ import pytest
 from tests.cli.support import fine
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "json.md"
-FREE = ("cost", "cost_heads_free", "samples", "recipe", "default")
+FREE = ("cost", "cost_heads_free", "p50", "p90", "p95", "p99", "samples", "recipe", "default")
 """What these hold has names of the user's: cost models, splits, passes, parameters."""
 
 

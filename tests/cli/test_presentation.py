@@ -23,7 +23,20 @@ def shown(renderable: Any, width: int, *, terminal: bool = False) -> list[str]:
 
 
 def figures(accuracy: float, macs: float, rates: list[float]) -> dict[str, Any]:
-    return {"accuracy": accuracy, "cost": {"macs": macs}, "macs": macs, "macs_heads_free": macs, "rates": rates}
+    return {
+        "accuracy": accuracy,
+        "cost": {"macs": macs},
+        "macs": macs,
+        "macs_heads_free": macs,
+        "objectives": [macs],
+        "rates": rates,
+    }
+
+
+def goal(model: str, **changed: Any) -> dict[str, Any]:
+    terms = [{"factor": 1.0, "model": model, "statistic": "mean"}]
+    plain = {"label": model, "cost": model, "unit": "MACs", "terms": terms, "target": None, "sided": None}
+    return {**plain, **changed}
 
 
 def front(sites: int, plans: int = 4) -> dict[str, Any]:
@@ -40,13 +53,15 @@ def front(sites: int, plans: int = 4) -> dict[str, Any]:
                 ],
                 "select": figures(0.7 + 0.07 * index, 40e6 * (index + 1) / plans, rates),
                 "test": figures(0.68 + 0.07 * index, 41e6 * (index + 1) / plans, rates),
-                "worst": {"cost": {"macs": 48e6}, "macs": 48e6},
+                "worst": {"cost": {"macs": 48e6}, "macs": 48e6, "objectives": [48e6]},
             }
         )
-    trunk = {"accuracy_select": 0.9147, "accuracy_test": 0.9172, "macs": 40e6, "cost": {"macs": 40e6}}
+    trunk: dict[str, Any] = {"accuracy_select": 0.9147, "accuracy_test": 0.9172, "macs": 40e6, "cost": {"macs": 40e6}}
+    trunk["objectives"] = [40e6]
     run: dict[str, Any] = {
         "objective": "macs",
         "unit": "MACs",
+        "objectives": [goal("macs")],
         "labels": "given",
         "memorisation": None,
         "state": "done",
@@ -89,14 +104,38 @@ def test_a_long_front_is_thinned_and_keeps_its_knee() -> None:
 
 def test_thinning_leaves_room_below_the_cost_of_the_model() -> None:
     costs = [*range(1, 101), 150, 180, 300, 400, 500]
-    plans = [{"index": place, "select": {"cost": {"macs": cost}}} for place, cost in enumerate(costs)]
-    chosen = [plan["select"]["cost"]["macs"] for plan in tables.thin(plans, 25, "macs", 100)]
+    plans = [{"index": place, "select": {"objectives": [cost]}} for place, cost in enumerate(costs)]
+    chosen = [plan["select"]["objectives"][0] for plan in tables.thin(plans, 25, 100)]
     assert len(chosen) == 25
     assert chosen[0] == 1
     assert chosen[21:] == [100, 150, 300, 500]
     assert max(after - before for before, after in pairwise(chosen[:22])) <= 5
-    assert len(tables.thin(plans, 25, "macs", 0.5)) <= 25  # every plan is dearer
-    assert tables.thin(plans[:3], 25, "macs", 100) == plans[:3]
+    assert len(tables.thin(plans, 25, 0.5)) <= 25  # every plan is dearer
+    assert tables.thin(plans[:3], 25, 100) == plans[:3]
+
+
+def test_two_costs_have_a_column_each() -> None:
+    plain = front(3)
+    size = goal("params", unit="parameters", cost="params@max", target=2e6, sided="one")
+    plain["run"]["objectives"] = [goal("macs", cost="macs@p95"), size]
+    plain["trunk"]["objectives"] = [40e6, 1e6]
+    for plan in plain["plans"]:
+        for split in ("select", "test"):
+            plan[split]["objectives"] = [plan[split]["macs"], 1.234e6]
+        plan["worst"]["objectives"] = [48e6, 1.3e6]
+    text = "\n".join(shown(tables.pareto(plain), 100))
+    assert "cost: macs@p95, cost 2: params@max (target at most 2 M parameters), worst: cost on the" in text
+    assert text.count("123.4") == 2 * len(plain["plans"])
+    assert text.count("120.0") == len(plain["plans"])
+    assert "macs@p95 40 MMACs, params@max 1 M parameters" in text
+    rows = shown(tables.pareto(plain), 80)
+    assert all(len(line) <= 80 for line in rows[rows.index("front: 4 plans") + 2 :])
+
+
+def test_plans_out_of_order_are_thinned_by_place() -> None:
+    plans = [{"index": place, "select": {"objectives": [abs(place - 50)]}} for place in range(101)]
+    chosen = [plan["index"] for plan in tables.thin(plans, 5, 100)]
+    assert chosen == [0, 25, 50, 75, 100]
 
 
 def test_the_exported_plan_is_marked() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,8 @@ from hypothesis import strategies as st
 
 from eexform.backends import ort
 from eexform.backends.lower_if import lower_if
-from eexform.cost_models import PathCosts, exit_costs, make, path_costs
+from eexform.cost_models import Cost, Crossing, PathCosts, Routing, exit_costs, make, path_costs
+from eexform.cost_models.macs import Macs
 from eexform.cost_models.params import Params
 from eexform.errors import GraphError
 from eexform.frontends.onnx import from_model
@@ -139,8 +141,45 @@ def test_a_population_at_once(text: str) -> None:
 
 
 def test_without_cells_the_sites_count_as_nested() -> None:
-    costs = PathCosts(trunk=10.0, prefix={"a": 2.0, "b": 5.0}, head={("a", "x"): 1.0, ("b", "x"): 0.5}, routing=0.25)
-    assert costs.path([("a", "x"), ("b", "x")]) == (3.25, 7.0, 12.0)
+    costs = PathCosts(
+        trunk=10.0,
+        prefix={"a": 2.0, "b": 5.0},
+        head={("a", "x"): 1.0, ("b", "x"): 0.5},
+        decision={"a": 0.25, "b": 0.125},
+        onward={"a": 0.5, "b": 2.0},
+    )
+    # the trunk to a, head, decision; on from a; to b, head, decision; on from b
+    assert costs.path([("a", "x"), ("b", "x")]) == (3.25, 7.375, 14.375)
+    assert costs.path([("a", "x"), ("b", "x")], heads_free=True) == (2.0, 5.0, 10.0)
+
+
+def test_a_stretch_between_branches_may_cost_something_else() -> None:
+    costs = PathCosts(
+        trunk=10.0,
+        prefix={"a": 2.0, "b": 5.0},
+        head={("a", "x"): 1.0, ("b", "x"): 0.5},
+        between={("", "a"): 0.5, ("", "b"): 0.25, ("a", "b"): 1.0, ("a", ""): 4.0, ("b", ""): -0.5},
+    )
+    assert costs.path([("a", "x"), ("b", "x")]) == (3.5, 8.0, 12.5)
+    assert costs.path([("a", "x")]) == (3.5, 15.5)
+    assert costs.path([("b", "x")]) == (5.75, 10.25)
+    assert costs.path([]) == (10.0,)
+    assert costs.path([("a", "x")], heads_free=True) == (2.0, 10.0)
+
+
+def test_memory_is_free_again() -> None:
+    costs = PathCosts(
+        trunk=10.0,
+        prefix={"a": 6.0, "b": 5.0},
+        head={("a", "x"): 1.0, ("b", "x"): 8.0},
+        decision={"a": 0.5, "b": 3.0},
+        onward={"a": 7.0, "b": 12.0},
+        combine="max",
+    )
+    assert costs.path([("a", "x"), ("b", "x")]) == (6.0, 11.0, 12.0)
+    assert costs.path([("b", "x")]) == (11.0, 12.0)
+    assert costs.path([("a", "x")], heads_free=True) == (6.0, 10.0)
+    assert costs.path([]) == (10.0,)
 
 
 def test_sizes_are_paid_whatever_the_path() -> None:
@@ -157,8 +196,8 @@ def test_a_size_may_know_what_a_decision_takes() -> None:
     class Padded(Params):
         """Every exit's branch takes 3 more."""
 
-        def routing(self, graph: Graph) -> float:
-            return 3.0
+        def routing(self, graph: Graph, crossing: Crossing) -> Routing:
+            return Routing(decision=3.0)
 
     trunk, heads = graph_of(CHAIN), {name: [HeadSpec.parse(HEAD)] for name in ("r1", "r2")}
     sites = [site for site in find_sites(trunk).sites if site.value in heads]
@@ -166,6 +205,65 @@ def test_a_size_may_know_what_a_decision_takes() -> None:
     expected = (make("params").cost(graph).total + 6.0,) * 3
     assert exit_costs(graph, Padded()) == expected
     assert path_costs(Padded(), trunk, sites, heads).path([("r1", HEAD), ("r2", HEAD)]) == expected
+
+
+class Routed(Macs):
+    """A decision costs its classes, going on a hundred per number carried, and every call seven."""
+
+    def cost(self, graph: Graph) -> Cost:
+        plain = super().cost(graph)
+        return replace(plain, total=plain.total + self.overhead())
+
+    def overhead(self) -> float:
+        return 7.0
+
+    def routing(self, graph: Graph, crossing: Crossing) -> Routing:
+        assert crossing.value.elements > 0
+        assert len(crossing.names) == len(crossing.live)
+        return Routing(crossing.classes, 100.0 * sum(value.elements for value in crossing.live))
+
+    def between(self, graph: Graph, before: Crossing | None, after: Crossing | None) -> float:
+        assert before or after
+        return 0.5 if before is None else 0.125 if after is None else 0.25
+
+
+@pytest.mark.parametrize("text", [CHAIN, BRANCHES])
+@pytest.mark.parametrize("mask", range(1, 16))
+def test_routing_is_that_of_the_site(text: str, mask: int) -> None:
+    trunk = graph_of(text)
+    sites = find_sites(trunk).sites
+    heads = {site.value: [HeadSpec.parse(HEAD)] for site in sites}
+    costs = path_costs(Routed(), trunk, sites, heads)
+    chosen = [site for place, site in enumerate(sites) if mask >> place & 1]
+    if not chosen:
+        return
+    paths = costs.path([(site.value, HEAD) for site in chosen])
+    plain = price(trunk).path([(site.value, HEAD) for site in chosen])
+    carried = [sum(math.prod(trunk.types[name].sample_shape) for name in site.live) for site in chosen]
+    decided, gone = 0, 0
+    for place, cost in enumerate(paths):
+        decided += 4 if place < len(chosen) else 0
+        apart = 0.5 + 0.25 * min(place, len(chosen) - 1) + (0.125 if place == len(chosen) else 0)
+        if text == BRANCHES and {"ra", "rb"} <= {site.value for site in chosen}:
+            apart = pytest.approx(apart, abs=0.25)  # no stretch leads from one branch to the other
+            assert cost - (plain[place] + 7 + decided + 100 * gone) == apart
+        else:
+            assert cost == pytest.approx(plain[place] + 7 + decided + 100 * gone + apart)
+        gone += carried[place] if place < len(chosen) else 0
+    if text == CHAIN:  # on one line what is carried behind a site does not depend on the other exits
+        assert exit_costs(insert(trunk, [site.value for site in chosen]), Routed()) == pytest.approx(paths)
+
+
+def test_a_model_that_knows_whole_paths_is_believed() -> None:
+    class Whole(Macs):
+        """Two exits, measured as a whole."""
+
+        def paths(self, graph: Graph) -> tuple[float, ...] | None:
+            return (1.0, 2.0, 3.0)
+
+    graph = insert(graph_of(CHAIN), ["r1", "r2"])
+    assert exit_costs(graph, Whole()) == (1.0, 2.0, 3.0)
+    assert exit_costs(graph, Whole(), heads_free=True) == exit_costs(graph, Macs(), heads_free=True)
 
 
 def test_a_graph_with_exits_is_no_trunk() -> None:

@@ -10,6 +10,9 @@ from eexform.cost_models.paths import PathCosts
 from eexform.search.bits import BitScorer
 from eexform.search.evaluation import Evaluation
 from eexform.search.genome import Constraints
+from eexform.search.goals import Goals
+from eexform.search.limits import Limits
+from eexform.search.objectives import Objectives
 from eexform.search.scorer import HeadScores
 from eexform.search.space import EXITS, Gene, Space
 from eexform.tunables import Choice, Domain, Each, Integer, Subset
@@ -78,15 +81,29 @@ def scores(
 
 
 def costs(where: Places, trunk: float = 40e6, routing: float = 0.0) -> dict[str, PathCosts]:
-    """MACs and parameters: the trunk's spread evenly over the sites, heads a few per cent of it."""
+    """MACs and parameters: the trunk's spread evenly over the sites, heads a few per cent of it.
+
+    Deciding costs ``routing``, going on twice that at the first site and less at later ones, and the trunk between two
+    exits somewhat more or less than without them.
+    """
     count = len(where)
     prefix = {site: trunk * (place + 1) / (count + 1) for place, (site, _) in enumerate(where)}
     head = {(site, text): trunk * 0.002 * 3**rank for site, texts in where for rank, text in enumerate(texts)}
     sites = tuple(site for site, _ in where)
     params = {pair: 1000.0 * (rank % 3 + 1) for rank, pair in enumerate(head)}
+    decision = dict.fromkeys(sites, routing)
+    onward = {site: 2 * routing / (place + 1) for place, site in enumerate(sites)}
+    ends = [*range(count), count]
+    between = {
+        (sites[start] if start >= 0 else "", sites[stop] if stop < count else ""): routing
+        * (1.0 - 0.3 * (stop - start))
+        for start in range(-1, count)
+        for stop in ends[start + 1 :]
+        if routing and (start >= 0 or stop < count)
+    }
     return {
-        "macs": PathCosts(trunk, prefix, head, routing, "MACs", True, sites),
-        "params": PathCosts(270e3, dict.fromkeys(sites, 0.0), params, 0.0, "parameters", False, sites),
+        "macs": PathCosts(trunk, prefix, head, decision, onward, between, unit="MACs", sites=sites),
+        "params": PathCosts(270e3, dict.fromkeys(sites, 0.0), params, unit="parameters", per_sample=False, sites=sites),
     }
 
 
@@ -119,10 +136,21 @@ def evaluation(
     data: HeadScores | None = None,
     levels: int = 32,
     constraints: Constraints | None = None,
+    goals: Goals | None = None,
     **options: object,
 ) -> Evaluation:
     """A space with a scorer over made-up scores."""
     found = space(where, levels, **options)  # type: ignore[arg-type]
     measures = next(gene.domain.values for key, gene in found.genes.items() if key[1] == "measure")  # type: ignore
     scorer = BitScorer(data or scores(where), costs(where), where, measures=measures, levels=levels)
-    return Evaluation(found, scorer, "macs", constraints or Constraints())
+    return Evaluation(found, scorer, goals or Goals.of("macs"), constraints or Constraints())
+
+
+def limits(min_accuracy: float | None = None, *terms: str, **most: float) -> Constraints:
+    """Limits in numbers: ``max_cost``, ``max_worst``, ``max_params`` of MACs and parameters, and further terms."""
+    texts = {name: str(value) for name, value in most.items()}
+    accuracy = None if min_accuracy is None else str(min_accuracy)
+    asked = Objectives.parse("macs")
+    given = Limits(**texts, min_accuracy=accuracy, max_terms=terms)  # type: ignore[arg-type]
+    whole = {"macs": 40e6, "params": 270e3}
+    return given.bind(asked, asked.goals(whole), whole, 0.9)

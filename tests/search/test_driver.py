@@ -111,7 +111,7 @@ def test_measured_latency(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     def again(*_: Any) -> None:
         raise AssertionError("measured again: the figures of both halves of the search would not be comparable")
 
-    monkeypatch.setattr(LatencyOrt, "_timed", again)
+    monkeypatch.setattr(LatencyOrt, "costs", again)
     run = start(out, cost=cost, resume=True)
     assert run.state == "done"
     assert run.front.trunk.select["cost"]["latency_ort"] == trunk

@@ -16,7 +16,8 @@ from eexform.search import baselines
 from eexform.search.archive import Archive, hypervolume, non_dominated
 from eexform.search.bits import BitScorer
 from eexform.search.evaluation import Evaluation
-from eexform.search.genome import Constraints, Individual
+from eexform.search.genome import Individual
+from eexform.search.goals import Goals
 from eexform.search.journal import Journal, read_journal
 from eexform.search.nsga2 import Settings, State, evolve, select, start, step
 from eexform.search.scorer import Scorer
@@ -54,7 +55,7 @@ def test_same_seed_same_search_and_no_global_state() -> None:
 @pytest.mark.parametrize(("killed_after", "least"), [(0, 0.0), (1, 0.0), (3, 0.0), (5, 0.0), (1, 0.82), (3, 1.0)])
 def test_resumed_equals_straight_run(tmp_path: Path, killed_after: int, least: float) -> None:
     """Without limits, with one that few plans keep, and with one that none keeps."""
-    limits = Constraints(min_accuracy=least)
+    limits = synthetic.limits(min_accuracy=least)
     straight = fresh(constraints=limits)
     journal = Journal(tmp_path / "straight.jsonl", straight.space, SMALL.to_json(), 7)
     journal.begin()
@@ -195,7 +196,7 @@ def test_children_are_new_and_the_population_has_no_twins() -> None:
 
 
 def test_constraints_hold_on_the_archive() -> None:
-    limits = Constraints(max_cost=30e6, max_params=272e3, min_accuracy=0.5, max_worst=42e6)
+    limits = synthetic.limits(max_cost=30e6, max_params=272e3, min_accuracy=0.5, max_worst=42e6)
     evaluation = fresh(constraints=limits)
     scored: list[Individual] = []
     score = evaluation.evaluate
@@ -220,29 +221,24 @@ def test_constraints_hold_on_the_archive() -> None:
 
 def test_violation_is_that_of_the_exact_figures() -> None:
     """Limits are about accuracies, whatever else answers are judged by."""
-    limits = Constraints(max_cost=24e6, max_worst=41e6, max_params=273e3, min_accuracy=0.8)
+    limits = synthetic.limits(max_cost=24e6, max_worst=41e6, max_params=273e3, min_accuracy=0.8)
     costs = synthetic.costs(WHERE)
     bits = BitScorer(DATA, costs, WHERE, measures=synthetic.MEASURES, levels=32, trust=0.6)
-    evaluation = Evaluation(fresh().space, bits, "macs", limits)
+    evaluation = Evaluation(fresh().space, bits, Goals.of("macs"), limits)
     exact = Scorer({"select": DATA}, costs, trust=0.6)
     rng = np.random.default_rng(2)
     people = [evaluation.space.sample(rng) for _ in range(40)]
     evaluation.evaluate(people)
     for one in people:
         found = exact.exact(evaluation.candidate(one), "select")
-        expected = limits.after(
-            cost=found.cost["macs"],
-            worst=found.worst["macs"],
-            params=found.cost["params"],
-            accuracy=found.accuracy,
-        )
+        expected = limits.after(found.figure, found.accuracy)
         assert one.fitness.violation == pytest.approx(expected)
         assert one.fitness.values == pytest.approx((1.0 - found.judged, found.cost["macs"]))
         assert evaluation.certain_violation(one) <= one.fitness.violation + 1e-12
 
 
 def test_the_trunk_is_there_even_where_it_breaks_a_limit() -> None:
-    evaluation = fresh(constraints=Constraints(max_cost=25e6))
+    evaluation = fresh(constraints=synthetic.limits(max_cost=25e6))
     first, *others = start(evaluation.space, evaluation, SMALL, 0).population
     assert not evaluation.candidate(first).exits
     assert first.fitness.violation == pytest.approx(40 / 25 - 1)
@@ -251,17 +247,17 @@ def test_the_trunk_is_there_even_where_it_breaks_a_limit() -> None:
 
 
 def test_impossible_limits_are_refused() -> None:
-    evaluation = fresh(constraints=Constraints(max_worst=1e6))
+    evaluation = fresh(constraints=synthetic.limits(max_worst=1e6))
     with pytest.raises(OptionError, match="none of the plans tried keeps the cost limits"):
         evolve(evaluation.space, evaluation, SMALL, seed=0)
     bits = BitScorer(DATA, {"macs": synthetic.costs(WHERE)["macs"]}, WHERE, measures=synthetic.MEASURES)
-    with pytest.raises(OptionError, match="max_params needs the cost model 'params'"):
-        Evaluation(evaluation.space, bits, "macs", Constraints(max_params=1e9))
+    with pytest.raises(OptionError, match="limit 'params' is no cost model here: choose from 'macs'"):
+        Evaluation(evaluation.space, bits, Goals.of("macs"), synthetic.limits(max_params=1e9))
     with pytest.raises(OptionError, match="objective 'mac' is no cost model here: did you mean 'macs'"):
-        Evaluation(evaluation.space, bits, "mac")
+        Evaluation(evaluation.space, bits, Goals.of("mac"))
     free = BitScorer(DATA, {"macs": synthetic.costs(WHERE, trunk=0.0)["macs"]}, WHERE, measures=synthetic.MEASURES)
     with pytest.raises(OptionError, match=r"the trunk costs 0.0 under 'macs', so there is nothing to save"):
-        Evaluation(evaluation.space, free, "macs")
+        Evaluation(evaluation.space, free, Goals.of("macs"))
     with pytest.raises(OptionError, match="population 10 is not a multiple of 4"):
         Settings(population=10)
 

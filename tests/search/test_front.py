@@ -118,7 +118,7 @@ def test_plans_survive_json() -> None:
     assert json.dumps(again.to_json(), allow_nan=False) == text
     assert again.exits == made.exits
     assert again.recipe[0][1]["thresholds"] == recipe[0][1]["thresholds"]
-    front = Front((replace(made, index=0),), describe_plan(Candidate(), scorer), "macs")
+    front = Front((replace(made, index=0),), describe_plan(Candidate(), scorer))
     stored = json.loads(json.dumps(front.to_json(), allow_nan=False))
     assert Front.from_json(stored).to_json() == stored
     with pytest.raises(RunError, match="a stored plan is damaged"):

@@ -17,6 +17,7 @@ from eexform.search.bits import BitScorer
 from eexform.search.margins import with_margins
 from eexform.search.run import Run
 from eexform.search.scorer import Candidate, PlannedExit, Scorer
+from eexform.search.terms import Term
 from eexform.search.thresholds import Draft, descend, improve, total
 from eexform.verification.verify import verify
 from tests import tiny
@@ -74,11 +75,11 @@ def test_local_search_never_loses() -> None:
                 draft = Draft(heads, tuple(rng.integers(0, 32, len(heads)).tolist()), measure)
                 price = weight / bits.costs["macs"].trunk
                 # dropping an exit of a stick moves the confidences behind it, so only levels are free there
-                better = descend(bits, draft, "macs", price, drop=not bits.by_path(measure, 0.0))
-                assert total(bits, better, "macs", price) <= total(bits, draft, "macs", price) + 1e-9
-    grown = improve(bits, Draft((), (), 0), "macs", 0.3 / bits.costs["macs"].trunk)
+                better = descend(bits, draft, {Term("macs"): price}, drop=not bits.by_path(measure, 0.0))
+                assert total(bits, better, {Term("macs"): price}) <= total(bits, draft, {Term("macs"): price}) + 1e-9
+    grown = improve(bits, Draft((), (), 0), {Term("macs"): 0.3 / bits.costs["macs"].trunk})
     assert grown.heads
-    assert improve(bits, Draft((), (), 1), "macs", 0.3 / bits.costs["macs"].trunk).heads == ()
+    assert improve(bits, Draft((), (), 1), {Term("macs"): 0.3 / bits.costs["macs"].trunk}).heads == ()
 
 
 @pytest.mark.parametrize("measure", synthetic.LEARNED)

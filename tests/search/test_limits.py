@@ -11,7 +11,7 @@ import pytest
 from eexform.data import ArraySource, Dataset
 from eexform.errors import DataError, OptionError, RunError
 from eexform.ir.sites import find_sites
-from eexform.search.limits import Limits
+from eexform.search.limits import Limits, fitting
 from eexform.search.run import Run, open_run
 from tests import tiny
 from tests.search.running import facts_of, front_of, options, start
@@ -70,7 +70,7 @@ def test_impossible_limits_name_the_nearest_and_keep_the_heads(
     ("limits", "message"),
     [
         ({"max_cost": "cheap"}, "max-cost: 'cheap' is not a number"),
-        ({"max_cost": "-1x"}, "max_cost: -1.0 must be a positive number"),
+        ({"max_cost": "-1x"}, "max-cost: '-1x' must be a positive amount"),
         ({"max_worst": "nan"}, "max-worst: 'nan' is not a number"),
         ({"min_accuracy": "91"}, "min-accuracy: '91' is neither an accuracy in 0..1 nor points"),
     ],
@@ -125,3 +125,102 @@ def test_data_that_does_not_fit_leaves_nothing_behind(tmp_path: Path) -> None:
     with pytest.raises(DataError):
         start(tmp_path / "run", data=bad)
     assert not (tmp_path / "run").exists()
+
+
+# -- limits on any cost ------------------------------------------------------------------------------------------------
+
+BOARD = """
+name = "board"
+title = "a board"
+[compute]
+peak_gflops_float32 = 0.1
+[memory]
+bandwidth_gb_per_s = 0.2
+{sizes}
+[sources]
+"compute.peak_gflops_float32" = "made up"
+"memory.bandwidth_gb_per_s" = "made up"
+{sources}
+"""
+
+
+def board(folder: Path, **sizes: int) -> Path:
+    """A device file with these memories."""
+    path = folder / "board.toml"
+    lines = {"sizes": "\n".join(f"{key} = {size}" for key, size in sizes.items())}
+    lines["sources"] = "\n".join(f'"memory.{key}" = "made up"' for key in sizes)
+    path.write_text(BOARD.format(**lines))
+    return path
+
+
+def test_any_cost_can_be_limited(done: Run, tmp_path: Path) -> None:
+    limits = Limits(max_terms=("macs@p90=1.001x", "model_bytes=1.02x", "peak_ram_bytes=1.5x"))
+    run = start(tmp_path / "run", limits=limits)
+    whole = run.front.trunk
+    assert len(run.front)
+    for plan in run.front:
+        assert plan.select["percentiles"]["p90"]["macs"] <= 1.001 * whole.select["macs"]
+        assert plan.worst["cost"]["model_bytes"] <= 1.02 * whole.worst["cost"]["model_bytes"]
+        assert plan.worst["cost"]["peak_ram_bytes"] <= 1.5 * whole.worst["cost"]["peak_ram_bytes"]
+    assert any(plan.select["percentiles"]["p90"]["macs"] > 1.001 * whole.select["macs"] for plan in done.front)
+    assert run.facts["objective"] == "macs"
+    assert "models" not in run.facts  # what the limits name stands in them
+    assert run.facts["limits"]["max_terms"] == list(limits.max_terms)
+    assert Limits.from_json(run.facts["limits"]) == limits
+    assert set(whole.select["cost"]) == {"macs", "params", "model_bytes", "peak_ram_bytes"}
+
+
+def test_what_every_plan_would_break_is_said_before_scoring(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match=r"none of the plans tried keeps the cost limits; the nearest exceeds them"):
+        start(tmp_path / "run", limits=Limits(max_terms=("model_bytes=0.5x",)))
+
+
+def test_the_nearest_plan_is_told_by_what_it_lacks(tmp_path: Path) -> None:
+    """The median of the samples cannot pay so little and the others be right."""
+    with pytest.raises(
+        OptionError, match=r"nearest one has macs@p50 \d.* \(at most \d[^,]*\), accuracy 0|accuracy 0\."
+    ):
+        start(tmp_path / "run", limits=Limits(max_terms=("macs@p50=0.2x",), min_accuracy="-1"))
+
+
+@pytest.mark.parametrize(
+    ("term", "message"),
+    [
+        ("macs", "max: 'macs' is not of the form TERM=VALUE, such as peak_ram_bytes=256KiB"),
+        ("=3", "max: '=3' is not of the form TERM=VALUE"),
+        ("mac=3", "no cost model is called 'mac': did you mean 'macs'"),
+        ("macs@p94=3", "'p94' is no statistic"),
+        ("macs=cheap", "max macs=cheap: 'cheap' is not a number MACs"),
+        ("macs=3KiB", "max macs=3KiB: '3KiB' is not a number MACs"),
+        ("macs=0", "max macs=0: '0' must be a positive amount"),
+    ],
+)
+def test_limits_on_costs_that_are_none(tmp_path: Path, term: str, message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        start(tmp_path / "run", limits=Limits(max_terms=(term,)))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_device_limits_memory_and_size(tmp_path: Path) -> None:
+    path = board(tmp_path, ram_bytes=65536, flash_bytes=1 << 20)
+    assert fitting(str(path)) == ("peak_ram_bytes=65536", "model_bytes=1048576")
+    assert fitting(f"{path}:dtype=int8") == ("peak_ram_bytes:dtype=int8=65536", "model_bytes:dtype=int8=1048576")
+    run = start(tmp_path / "run", limits=Limits(max_terms=fitting(str(path))))
+    assert all(plan.worst["cost"]["peak_ram_bytes"] <= 65536 for plan in run.front)
+    small = fitting(str(board(tmp_path, ram_bytes=1000, flash_bytes=1 << 20)))
+    with pytest.raises(OptionError, match="none of the plans tried keeps the cost limits"):
+        start(tmp_path / "small", limits=Limits(max_terms=small))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"flash_bytes": 1}, r"device 'board' does not say its memory.ram_bytes.*\(--max peak_ram_bytes=1MiB\)"),
+        ({"ram_bytes": 1}, r"device 'board' does not say its memory.flash_bytes.*\(--max model_bytes=1MiB\)"),
+    ],
+)
+def test_a_device_without_sizes_limits_nothing(tmp_path: Path, sizes: dict[str, int], message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        fitting(str(board(tmp_path, **sizes)))
+    with pytest.raises(OptionError, match="nowhere"):
+        fitting("nowhere")

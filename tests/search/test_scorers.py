@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -132,14 +133,14 @@ def test_costs_by_hand() -> None:
         heads={("a", "h"): np.array([[9, 0], [9, 0], [0.1, 0], [0, 0.1]], np.float32)},
         temperatures={("a", "h"): 1.0},
     )
-    macs = PathCosts(100.0, {"a": 40.0}, {("a", "h"): 5.0}, 1.0)
+    macs = PathCosts(100.0, {"a": 40.0}, {("a", "h"): 5.0}, {"a": 1.0}, {"a": 2.0})
     scored = Scorer({"select": data}, {"macs": macs}).exact(Candidate((PlannedExit("a", "h", 0.9),)), "select")
     assert scored.rates == (0.5, 0.5)
     assert scored.accuracy == 0.5  # right, wrong | right, wrong
     assert scored.exit_accuracy == (0.5, 0.5)
-    assert scored.cost["macs"] == (46 + 46 + 106 + 106) / 4
+    assert scored.cost["macs"] == (46 + 46 + 108 + 108) / 4
     assert scored.cost_heads_free["macs"] == (40 + 40 + 100 + 100) / 4
-    assert scored.worst["macs"] == 106
+    assert scored.worst["macs"] == 108
     assert scored.to_json()["macs_heads_free"] == 70
 
 
@@ -160,8 +161,8 @@ def test_sites_on_different_branches_share_only_what_both_need() -> None:
     where = synthetic.places(2, 1)
     data = synthetic.scores(where, 60)
     branched = PathCosts(
-        100.0, {"s0": 30.0, "s1": 40.0}, {("s0", "h0"): 1.0, ("s1", "h0"): 2.0}, 0.5, "", True, ("s0", "s1"),
-        cells=((0b11, 10.0), (0b01, 20.0), (0b10, 30.0)),
+        100.0, {"s0": 30.0, "s1": 40.0}, {("s0", "h0"): 1.0, ("s1", "h0"): 2.0},
+        {"s0": 0.5, "s1": 0.5}, sites=("s0", "s1"), cells=((0b11, 10.0), (0b01, 20.0), (0b10, 30.0)),
     )  # fmt: skip
     assert not branched.nested
     bits = BitScorer(data, {"macs": branched}, where)
@@ -171,6 +172,19 @@ def test_sites_on_different_branches_share_only_what_both_need() -> None:
     assert vectors[1, 1:].tolist() == [42.5, 102.5]
     assert vectors[2, [0, 2]].tolist() == [42.5, 102.5]
     assert vectors[3, [0, 2]].tolist() == [31.5, 101.5]
+
+
+@pytest.mark.parametrize("combine", ["sum", "max"])
+def test_vectors_are_the_paths(combine: str) -> None:
+    where = synthetic.places(4, 2)
+    costs = replace(synthetic.costs(where, routing=3e5)["macs"], combine=combine)
+    bits = BitScorer(synthetic.scores(where, 60), {"macs": costs}, where)
+    rng = np.random.default_rng(0)
+    heads = np.stack([np.where(rng.random(4) < 0.6, 2 * np.arange(4) + rng.integers(0, 2, 4), -1) for _ in range(40)])
+    for row, vector in zip(heads, bits.vectors("macs", heads), strict=True):
+        chosen = [bits.heads[head] for head in row if head >= 0]
+        there = np.append(row >= 0, True)
+        np.testing.assert_allclose(vector[there], costs.path(chosen), rtol=1e-12)
 
 
 def test_thresholds_are_confidences_of_samples() -> None:

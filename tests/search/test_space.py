@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from eexform.errors import OptionError, RunError
 from eexform.passes import Step
-from eexform.search.genome import Constraints, Fitness
+from eexform.search.genome import Constraints, Fitness, Limit
 from eexform.search.space import EXITS, Gene, Space
+from eexform.search.terms import Amount, Figure, Term
 from eexform.tunables import Choice, Each, Integer, Real, Subset
 from tests.search import synthetic
 
@@ -131,13 +132,25 @@ def test_feasibility_comes_first() -> None:
 
 
 def test_constraints() -> None:
-    limits = Constraints(max_cost=10, max_worst=20, max_params=100, min_accuracy=0.8)
-    assert limits.before(least=5, worst=20, params=100) == 0
-    assert limits.before(least=11, worst=30, params=50) == pytest.approx(0.1 + 0.5)
-    assert limits.after(cost=9, worst=9, params=9, accuracy=0.4) == pytest.approx(0.5)
-    assert Constraints.from_json(limits.to_json()) == limits
-    assert Constraints.from_json(json.loads(json.dumps(Constraints().to_json()))) == Constraints()
-    with pytest.raises(OptionError, match="max_cost: -1 must be a positive"):
-        Constraints(max_cost=-1)
+    limits = Constraints(
+        (
+            Limit("mean macs", Amount.of("macs"), 10.0),
+            Limit("worst macs", Amount.of("macs", "max"), 20.0),
+            Limit("params", Amount.of("params"), 100.0),
+        ),
+        min_accuracy=0.8,
+    )
+
+    def figures(mean: float, worst: float, params: float) -> Figure:
+        return {Term("macs"): mean, Term("macs", "max"): worst, Term("params"): params}.__getitem__
+
+    assert limits.models == {"macs", "params"}
+    assert limits.before(figures(5, 20, 100)) == 0
+    assert limits.before(figures(11, 30, 50)) == pytest.approx(0.1 + 0.5)
+    assert limits.after(figures(9, 9, 9), 0.4) == pytest.approx(0.5)
+    assert limits.after(figures(9, 9, 9), 0.8) == 0
+    assert Constraints().after(figures(9e9, 9e9, 9e9), 0.0) == 0
+    with pytest.raises(OptionError, match="mean macs: -1 must be a positive number"):
+        Limit("mean macs", Amount.of("macs"), -1)
     with pytest.raises(OptionError, match="min_accuracy"):
         Constraints(min_accuracy=91)

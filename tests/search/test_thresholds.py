@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from eexform.search.bits import BitScorer
+from eexform.search.terms import Term
 from eexform.search.thresholds import Draft, descend, improve, total
 from tests.search import synthetic
 
@@ -34,7 +35,7 @@ def test_total_is_what_the_scorer_counts(model: str, carry: float, trust: float)
     cost = bits.mean_cost(model, heads, counts)[0] * bits.samples
     loss = bits.samples - counts.credit[0]
     weight = 0.4 / bits.costs[model].trunk
-    assert total(bits, draft, model, weight) == pytest.approx(loss + weight * cost)
+    assert total(bits, draft, {Term(model): weight}) == pytest.approx(loss + weight * cost)
 
 
 def test_sites_on_other_branches_need_not_cost_more() -> None:
@@ -43,7 +44,7 @@ def test_sites_on_other_branches_need_not_cost_more() -> None:
     heads, levels = np.array([[0, 1, 2]]), np.array([[9, 6, 3]])
     counts = bits.score(heads, levels, np.array([0]))
     expected = bits.samples - counts.credit[0] + 1e-7 * bits.mean_cost("macs", heads, counts)[0] * bits.samples
-    assert total(bits, Draft((0, 1, 2), (9, 6, 3), 0), "macs", 1e-7) == pytest.approx(expected)
+    assert total(bits, Draft((0, 1, 2), (9, 6, 3), 0), {Term("macs"): 1e-7}) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("model", ["macs", "params"])
@@ -52,10 +53,10 @@ def test_sites_on_other_branches_need_not_cost_more() -> None:
 def test_one_exit_is_set_optimally(model: str, seed: int, exchange: float) -> None:
     bits = scorer(1, 1, seed=seed)
     weight = exchange / bits.costs[model].trunk
-    found = descend(bits, Draft((0,), (5,), 0), model, weight)
+    found = descend(bits, Draft((0,), (5,), 0), {Term(model): weight})
     options = [Draft((), (), 0), *(Draft((0,), (level,), 0) for level in range(bits.levels))]
-    best = min(total(bits, option, model, weight) for option in options)
-    assert total(bits, found, model, weight) == pytest.approx(best)
+    best = min(total(bits, option, {Term(model): weight}) for option in options)
+    assert total(bits, found, {Term(model): weight}) == pytest.approx(best)
 
 
 @pytest.mark.parametrize("carry", [0.0, 0.5])
@@ -66,10 +67,10 @@ def test_descent_never_loses(exchange: float, carry: float) -> None:
     rng = np.random.default_rng(3)
     for _ in range(10):
         draft = Draft((0, 3, 4, 7), tuple(rng.integers(0, bits.levels, 4).tolist()), 0, carry)
-        better = descend(bits, draft, "macs", weight, drop=not carry)
-        assert total(bits, better, "macs", weight) <= total(bits, draft, "macs", weight) + 1e-9
+        better = descend(bits, draft, {Term("macs"): weight}, drop=not carry)
+        assert total(bits, better, {Term("macs"): weight}) <= total(bits, draft, {Term("macs"): weight}) + 1e-9
         if not carry:  # a fixed point: once more changes nothing
-            assert descend(bits, better, "macs", weight) == better
+            assert descend(bits, better, {Term("macs"): weight}) == better
 
 
 @pytest.mark.parametrize("exchange", WEIGHTS)
@@ -81,19 +82,21 @@ def test_local_search_is_near_the_optimum(exchange: float) -> None:
         for heads in itertools.combinations(range(6), size):
             if len({head // 2 for head in heads}) == size:
                 for levels in itertools.product(range(6), repeat=size):
-                    best = min(best, total(bits, Draft(heads, levels, 0), "macs", weight))
-    found = improve(bits, Draft((), (), 0), "macs", weight)
-    assert total(bits, found, "macs", weight) <= best * 1.02
+                    best = min(best, total(bits, Draft(heads, levels, 0), {Term("macs"): weight}))
+    found = improve(bits, Draft((), (), 0), {Term("macs"): weight})
+    assert total(bits, found, {Term("macs"): weight}) <= best * 1.02
     assert list(found.heads) == sorted(found.heads)
 
 
 def test_useless_exits_are_dropped() -> None:
     bits = scorer(4, 2)
     # accuracy is everything: exits that take nobody only cost
-    kept = descend(bits, Draft((0, 2, 4), (11, 11, 11), 0), "macs", 1e-12)
+    kept = descend(bits, Draft((0, 2, 4), (11, 11, 11), 0), {Term("macs"): 1e-12})
     assert all(level < bits.levels for level in kept.levels)
-    assert descend(bits, Draft((0, 2), (0, 0), 0), "macs", 1.0).heads == (0,)  # cost is everything: leave at once
-    allowed = improve(bits, Draft((), (), 0), "macs", 0.3 / 40e6, allowed=[3, 5])
+    assert descend(bits, Draft((0, 2), (0, 0), 0), {Term("macs"): 1.0}).heads == (
+        0,
+    )  # cost is everything: leave at once
+    allowed = improve(bits, Draft((), (), 0), {Term("macs"): 0.3 / 40e6}, allowed=[3, 5])
     assert set(allowed.heads) <= {3, 5}
 
 
@@ -104,5 +107,5 @@ def test_a_head_is_worth_its_size_or_goes(start: Draft) -> None:
     data = synthetic.scores(where, 300)
     data = replace(data, final=data.of("s0", "h0"), heads={("s0", "h0"): data.final})
     bits = BitScorer(data, synthetic.costs(where), where, measures=("margin",), levels=12)
-    assert improve(bits, start, "params", 0.02 / 270e3).heads == (0,)
-    assert improve(bits, start, "params", 200.0 / 270e3).heads == ()
+    assert improve(bits, start, {Term("params"): 0.02 / 270e3}).heads == (0,)
+    assert improve(bits, start, {Term("params"): 200.0 / 270e3}).heads == ()

@@ -11,19 +11,23 @@ import pytest
 
 from eexform.cost_models import make
 from eexform.errors import OptionError, RunError
+from eexform.ir.graph import Graph
 from eexform.passes.repair import Repair
 from eexform.search import driver
 from eexform.search.front import Plan
 from eexform.search.limits import Limits
 from eexform.search.proxy import Proxy
 from eexform.search.run import Run, open_run
-from eexform.search.trunk_trials import params_of
 from eexform.training import distill
 from tests import tiny
 from tests.search.drop_block import registered
 from tests.search.pruning import STEPS, TRUNKS, prune, pruned, trunks
 from tests.search.retraining import TUNING
 from tests.search.running import facts_of, front_of, options, recipe, run_and_check
+
+
+def params_of(graph: Graph) -> float:
+    return make("params").cost(graph).total
 
 
 @pytest.fixture(scope="module")
