@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
+import sys
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -194,6 +194,7 @@ _SECTIONS: dict[str, type] = {
 _WHOLE = frozenset({"threads", "ram_bytes", "flash_bytes", "channel_block"})
 _MAY_BE_ZERO = frozenset({"launch_us", "call_us"}) | {part.name for part in dataclasses.fields(RoutingTimes)}
 _NO_SOURCE = frozenset({"compute.threads"})  # says what the other figures are for
+_MOST = sys.float_info.max  # TOML and JSON have whole numbers of any length
 
 
 def devices() -> tuple[str, ...]:
@@ -242,11 +243,11 @@ def _read(path: Path) -> object:
     if path.suffix == ".toml":
         try:
             return tomllib.loads(content)
-        except tomllib.TOMLDecodeError as error:
+        except (tomllib.TOMLDecodeError, RecursionError) as error:
             raise OptionError(f"{path}: not valid TOML: {error}") from error
     try:
         found = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise OptionError(f"{path}: not valid JSON: {error}") from error
     if not isinstance(found, dict) or "device" not in found:
         raise OptionError(f"{path}: no key 'device'; a calibration that `eexform calibrate` wrote has one")
@@ -277,7 +278,7 @@ def _section(kind: type, content: object, section: str, where: str) -> Any:
 def _number(value: object, key: str, where: str) -> float | int:
     name = key.rpartition(".")[2]
     whole = name in _WHOLE
-    if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or not abs(value) <= _MOST:
         raise OptionError(f"{where}: key '{key}' must be a {'whole ' if whole else ''}number, found {value!r}")
     if value < 0 or (value == 0 and name not in _MAY_BE_ZERO):
         raise OptionError(f"{where}: key '{key}' must be positive, found {value!r}")

@@ -33,6 +33,7 @@ TOLERANCE = 0.001
 """How far, as a share, the total may be from the sum of the nodes: what rounding in the answer may make of it."""
 
 _SHOWN = 200  # characters of what a program said that a message repeats
+_LONGEST_S = 1e6  # systems wait no longer than some weeks
 
 
 def words(command: str) -> list[str]:
@@ -79,7 +80,7 @@ def ask(command: str, request: Mapping[str, Any], timeout_s: float) -> Any:
         raise OptionError(f"the program {name!r} cannot be started: {error.strerror or error}") from error
     with process:
         try:
-            answer, said = process.communicate(json.dumps(request).encode(), timeout=timeout_s)
+            answer, said = process.communicate(json.dumps(request).encode(), timeout=min(timeout_s, _LONGEST_S))
         except subprocess.TimeoutExpired:
             _stop(process)
             raise EexformError(

@@ -22,11 +22,14 @@ _RIDGE = 1e-4
 """Pull towards time in proportion to the product of sizes, where entries do not say otherwise."""
 
 _WEIGHTY = 3
-_WINDOW = re.compile(r"[1-9]\d*(x[1-9]\d*)*")
+_WINDOW = re.compile(r"k?([1-9]\d*(x[1-9]\d*)*)")  # 3x3, in fused tables k3x3
 _PADS = re.compile(r"p[\d.]+")
 
 _LEAST = 0.02
 """Share of a time that is left, at least, when a launch was taken off."""
+
+_LEAST_US = 1e-3
+"""No kernel takes less: where nothing could be measured a time is 0, and a power law has no logarithm of that."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,7 @@ class _Group:
 
     def __post_init__(self) -> None:
         self.logs = np.log(self.sizes)
-        self.body = np.log(np.maximum(self.us - self.launch, _LEAST * self.us))
+        self.body = np.log(np.maximum(self.us - self.launch, np.maximum(_LEAST * self.us, _LEAST_US)))
 
     def inside(self, logs: np.ndarray) -> bool:
         return bool((logs >= self.logs.min(0) - 1e-9).all() and (logs <= self.logs.max(0) + 1e-9).all())
@@ -139,7 +142,7 @@ class Lookup:
             return Estimate(known)
         if op not in self._groups:
             return None
-        logs = np.log(np.asarray(sizes, dtype=np.float64))
+        logs = np.log(np.maximum(np.asarray(sizes, dtype=np.float64), 1.0))
         total = float(logs.sum())
         group = self._groups[op].get(variant, {}).get(len(sizes))
         if group is not None:
@@ -193,10 +196,11 @@ def _apart(wanted: set[str], other: set[str]) -> int:
 
 
 def _area(variant: str) -> int:
-    """Positions of a variant's window, such as 9 for ``3x3``; 1 where it has none."""
+    """Positions of a variant's window, such as 9 for ``3x3`` (``k3x3`` in fused tables); 1 where it has none."""
     for word in variant.split():
-        if _WINDOW.fullmatch(word):
-            return math.prod(map(int, word.split("x")))
+        window = _WINDOW.fullmatch(word)
+        if window:
+            return math.prod(map(int, window[1].split("x")))
     return 1
 
 

@@ -12,6 +12,7 @@ import onnx_graphsurgeon as gs
 from eexform.cost_models._fusion import Call, calls
 from eexform.errors import GraphError
 from eexform.ir.arithmetic import Bindings, has_rule, node_macs, sizes
+from eexform.ir.elements import dtype_of
 from eexform.ir.flops import node_flops
 from eexform.ir.graph import Graph
 
@@ -37,6 +38,8 @@ class Kernel:
         weight_bytes: parameters read.
         dtype: element type of the output, as numpy calls it.
         channels: input channels per group and output channels, where the kernel has them, else ``None``.
+        arithmetic: element type that is computed with, where the output's does not tell: an index, a truth value, or
+            the wide sum of narrow integers; else empty.
     """
 
     name: str
@@ -52,6 +55,7 @@ class Kernel:
     weight_bytes: int
     dtype: str
     channels: tuple[int, int] | None = None
+    arithmetic: str = ""
 
 
 def kernels(graph: Graph, bindings: Bindings | None = None) -> tuple[Kernel, ...]:
@@ -105,9 +109,7 @@ class _Reader:
         macs = sum(node_macs(node, self.types, self.bindings) or 0 for node in nodes)
         rest = [node for node in nodes if node.name not in call.folded]
         flops = sum((node_flops(node, self.types, self.bindings) or 0) for node in rest)
-        output = nodes[-1].outputs[0].name
-        found = self.types.get(output)
-        dtype = str(found.dtype) if found is not None and found.dtype is not None else ""
+        dtype = self._dtype(nodes[-1].outputs[0])
         kind, variant, sized, channels = self._facts(call, macs)
         read, weights = self._read(call)
         return Kernel(
@@ -124,7 +126,23 @@ class _Reader:
             weight_bytes=weights,
             dtype=dtype,
             channels=channels,
+            arithmetic=self._arithmetic(self.flow.nodes[call.main], dtype),
         )
+
+    def _dtype(self, tensor: gs.Tensor) -> str:
+        """Element type of a value, as numpy calls it; empty where it is not known."""
+        if isinstance(tensor, gs.Constant):
+            found = dtype_of(tensor.dtype)
+        else:
+            kind = self.types.get(tensor.name)
+            found = None if kind is None else kind.dtype
+        return "" if found is None else str(found)
+
+    def _arithmetic(self, node: gs.Node, made: str) -> str:
+        """The first operand's element type, where the result is neither floating-point nor of 8 bits."""
+        if not made or made.startswith(("float", "bfloat")) or made in ("int8", "uint8") or not node.inputs:
+            return ""
+        return self._dtype(node.inputs[0])
 
     # -- bytes ---------------------------------------------------------------------------------------------------------
 
@@ -240,7 +258,7 @@ class _Reader:
         return variant, (math.prod(shape) // max(1, length), length)
 
     def _reduction(self, node: gs.Node, op: str) -> tuple[str, tuple[int, ...]]:
-        """Numbers made, and how many each is made from; whether these lie side by side."""
+        """Numbers made, and how many each is made from."""
         before, after = math.prod(self._input(node, 0)), math.prod(self._output(node))
         return "", (after, before // max(1, after))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -91,18 +91,20 @@ def read_table(path: str | Path) -> TableFile:
     kernels = content.get("kernels", "fused")
     if kernels not in KERNELS:
         raise OptionError(f"{path}: kernels: {kernels!r} is neither {KERNELS[0]!r} nor {KERNELS[1]!r}")
-    device, runtime = content.get("device"), content.get("runtime", {})
+    device, runtime = content.get("device"), content.get("runtime")
     for name, part in (("device", device), ("runtime", runtime)):
         if part is not None and not isinstance(part, dict):
             raise OptionError(f"{path}: {name}: expected names and values, found {type(part).__name__}")
     table = content["table"]
     if isinstance(table, str):
+        if not table or Path(table).name != table:
+            raise OptionError(f"{path}: table: {table!r} is no name; a CSV lies in the same folder as this file")
         rows = _csv(path.parent / table)
     elif isinstance(table, list):
         rows = tuple(_row(entry, f"{path}: table[{place}]") for place, entry in enumerate(table))
     else:
         raise OptionError(f"{path}: table: expected a list of kernels or the name of a CSV, found {table!r}")
-    return TableFile(rows, kernels, device, _figures(runtime, path), bool(content.get("finished", True)))
+    return TableFile(rows, kernels, device, _figures(runtime or {}, path), bool(content.get("finished", True)))
 
 
 def _figures(runtime: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
@@ -122,9 +124,9 @@ def _figures(runtime: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
 
 def _csv(path: Path) -> tuple[Row, ...]:
     try:
-        with open(path, encoding="utf-8", newline="") as stream:
-            lines = list(csv.DictReader(stream))
-            header = lines[0].keys() if lines else ()
+        with open(path, encoding="utf-8-sig", newline="") as stream:  # spreadsheets put a mark in front
+            reader = csv.DictReader(stream)
+            lines, header = list(reader), reader.fieldnames or ()
     except FileNotFoundError as error:
         raise OptionError(f"{path}: no such file") from error
     except (OSError, ValueError, csv.Error) as error:
@@ -151,7 +153,7 @@ def _row(entry: Any, where: str) -> Row:
     if not isinstance(op, str) or not op or not isinstance(variant, str):
         raise OptionError(f"{where}: op {op!r} and variant {variant!r} must be texts")
     whole = isinstance(sizes, list) and all(isinstance(size, int) and not isinstance(size, bool) for size in sizes)
-    if not whole or not sizes or min(sizes) < 1:
+    if not whole or not sizes or min(sizes) < 1 or not _is_time(max(sizes)):
         raise OptionError(f"{where}: sizes {sizes!r} must be whole numbers of at least 1")
     if us is None or not _is_time(us):
         raise OptionError(f"{where}: us {us!r} is no time in microseconds")
@@ -163,4 +165,4 @@ def _row(entry: Any, where: str) -> Row:
 
 def _is_time(value: Any) -> bool:
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and math.isfinite(value) and value >= 0
+    return number and 0 <= value <= sys.float_info.max  # JSON has whole numbers of any length

@@ -39,7 +39,10 @@ class Energy(CostModel):
     by: str = parameter(default="operations", help="operations: pJ per operation and byte; power: watts x time")
     dtype: str = parameter(default="", help="float32, float16 or int8: computed in that type; empty: as in the graph")
     power_w: float = parameter(default=0.0, help="watts while the network runs; 0: the device's own figure")
-    time: str = parameter(default="", help="latency model for by=power, NAME:SETTING=VALUE,...; empty: roofline")
+    time: str = parameter(
+        default="",
+        help="latency model for by=power, NAME:SETTING=VALUE (one setting on the command line); empty: roofline",
+    )
     bindings: Mapping[str, int] = parameter(default={}, help="sizes of symbolic dimensions other than the batch")
 
     def __post_init__(self) -> None:
@@ -88,6 +91,10 @@ class Energy(CostModel):
         decision, onward = (moved * self._per_byte(moved) * 1e-9 for moved in added().bytes(crossing))
         return Routing(decision, onward)
 
+    def between(self, graph: Graph, before: Crossing | None, after: Crossing | None) -> float:
+        """``by=power``: power x the latency model's."""
+        return self._watts * self._latency.between(graph, before, after) if self.by == "power" else 0.0
+
     def channel_block(self) -> int | None:
         return self._latency.channel_block() if self.by == "power" else None
 
@@ -116,10 +123,12 @@ class Energy(CostModel):
         found = figures.get(dtype)
         if found is None:
             have = [name for name, value in figures.items() if value is not None]
-            raise OptionError(
-                f"device {self._device.name!r} has no energy per operation in {dtype}: "
-                + (f"say dtype={' or dtype='.join(have)}" if have else "use by=power, or put [energy] into its file")
-            )
+            # a dtype takes the place of floating-point types only: a quantised graph stays what it is
+            chosen = dtype == self.dtype or dtype.startswith(("float", "bfloat"))
+            advice = f"say dtype={' or dtype='.join(have)}" if have and chosen else "use by=power, or put "
+            if not (have and chosen):
+                advice += f"'energy.pj_per_mac_{dtype}' into its file" if dtype in figures else "[energy] into its file"
+            raise OptionError(f"device {self._device.name!r} has no energy per operation in {dtype}: {advice}")
         return found
 
     def _per_byte(self, moved: float) -> float:

@@ -203,7 +203,9 @@ def path_costs(
         prefix = dict(zip(names, accumulate((end.total for end in ends), max), strict=True))
     else:
         prefix = {name: sum(c for mask, c in cells if mask >> place & 1) for place, name in enumerate(names)}
-    crossings = crossings_of(model, trunk, [(site.value, site.live) for site in sites], classes)
+    crossings = crossings_of(
+        model, trunk, [(site.value, site.live) for site in sites if heads.get(site.value)], classes
+    )
     routing = [model.routing(trunk, crossing) for crossing in crossings]
     found: list[Cost] = [whole, *costed]
     return PathCosts(
@@ -235,10 +237,10 @@ def exit_costs(graph: Graph, model: CostModel, *, heads_free: bool = False) -> t
     as_a_whole = None if heads_free else model.paths(graph)
     if as_a_whole is not None:
         return as_a_whole
-    whole = model.cost(graph)
     heads = head_nodes(graph)
     every = frozenset().union(*heads)
     if not model.per_sample:
+        whole = model.cost(graph)
         total = whole.total - sum(whole.nodes[name] for name in every) if heads_free else whole.total
         if not heads_free:
             total += sum(one.decision for one in routing_of(model, graph))
@@ -249,6 +251,7 @@ def exit_costs(graph: Graph, model: CostModel, *, heads_free: bool = False) -> t
     paid = []
     if model.additive:
         skipped = every if heads_free else frozenset()
+        whole = model.cost(graph)
         for place in range(len(ends) + 1):
             values = [*chain(*ends[: place + 1]), *([graph.final] if place == len(ends) else [])]
             needed = graph.flow.ancestors(values) - skipped

@@ -106,11 +106,18 @@ class PeakRam(CostModel):
     def routing(self, graph: Graph, crossing: Crossing) -> Routing:
         """Beside a head, the values that the rest needs (its own site is counted with the head); then those values
         twice, the copies of the undecided rows among them."""
+        if self.weights == "ram":
+            raise OptionError(
+                "peak_ram_bytes: with weights=ram the parameters of all parts lie in memory at once, whichever path a "
+                "sample takes, so paths cannot be told: use weights=flash, and a limit on model_bytes beside it"
+            )
         live = sum(map(self._held, crossing.live))
         own = self._held(crossing.value)
+        # by name where names are known: another value may have the site's shape
+        carried = crossing.site in crossing.names if crossing.names else crossing.value in crossing.live
         if self.inputs:  # the head's input is the site, counted there
-            return Routing(live - own if crossing.value in crossing.live else live, 2 * live)
-        return Routing(live if crossing.value in crossing.live else live + own, 2 * live)
+            return Routing(live - own if carried else live, 2 * live)
+        return Routing(live if carried else live + own, 2 * live)
 
     def _held(self, value: Held) -> int:
         width = FLOAT_BYTES[self.dtype]

@@ -87,16 +87,17 @@ def in_cache(device: Device, moved: float) -> bool:
 
 def computed_in(kernel: Kernel, dtype: str) -> str:
     """Element type of a kernel's arithmetic, as device files call it."""
-    own = "int8" if kernel.dtype in ("int8", "uint8") else kernel.dtype
+    own = kernel.arithmetic or kernel.dtype
+    own = "int8" if own in ("int8", "uint8") else own
     return dtype if dtype and own.startswith(("float", "bfloat")) else own
 
 
 def shrunk(kernel: Kernel, dtype: str) -> float:
     """Factor on a kernel's bytes when it is computed in ``dtype`` instead of its own element type."""
-    wanted = computed_in(kernel, dtype)
-    if wanted == kernel.dtype or not dtype:
+    kept, wanted = kernel.arithmetic or kernel.dtype, computed_in(kernel, dtype)
+    if wanted == kept or not dtype:
         return 1.0
-    own = 2 if kernel.dtype == "bfloat16" else np.dtype(kernel.dtype).itemsize
+    own = 2 if kept == "bfloat16" else np.dtype(kept).itemsize
     return np.dtype(wanted).itemsize / own
 
 
@@ -155,9 +156,10 @@ class Roofline(CostModel):
         figures = self._device.routing
         if figures is not None:
             live = sum(held.bytes for held in crossing.live) / 1024
-            decision = figures.decision_us + figures.decision_us_per_class * crossing.classes
+            # measured at batch 1; a call decides once for all samples, scores and values are per sample
+            decision = figures.decision_us / self.batch + figures.decision_us_per_class * crossing.classes
             decision += figures.decision_us_per_kib * crossing.value.bytes / 1024
-            onward = figures.onward_us + figures.onward_us_per_kib * live
+            onward = figures.onward_us / self.batch + figures.onward_us_per_kib * live
             return Routing(decision / 1e3, onward / 1e3)
         launch, per_byte = self._device.kernel.launch_us, 1e-3 / self._device.memory.bandwidth_gb_per_s
         decision, onward = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from eexform.cost_models._prices import Prices
 from eexform.cost_models._routing import RoutingFit
 from eexform.cost_models._table_file import TableFile, read_table
 from eexform.cost_models._timing import machine
-from eexform.errors import OptionError
+from eexform.errors import OptionError, need
 from eexform.ir.exit_nodes import head_nodes
 from eexform.ir.extract import extract
 from eexform.ir.graph import Graph
@@ -178,9 +179,12 @@ def _routing(figures: Any, name: str) -> RoutingFit | None:
     if figures is None:
         return None
     try:
-        return RoutingFit(**vars(RoutingTimes(**{key: float(value) for key, value in figures.items()})))
-    except (AttributeError, TypeError, ValueError) as error:
+        found = vars(RoutingTimes(**{key: float(value) for key, value in figures.items()}))
+    except (AttributeError, OverflowError, TypeError, ValueError) as error:
         raise OptionError(f"{name}: runtime.routing is damaged: {error}") from error
+    for key, value in found.items():
+        need(0 <= value < math.inf, f"{name}: runtime.routing.{key}: {value!r} is no time in microseconds", OptionError)
+    return RoutingFit(**found)
 
 
 def _conditions(name: str, file: TableFile, device: Device | None, routing: RoutingFit | None) -> Mapping[str, Any]:

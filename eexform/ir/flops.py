@@ -7,7 +7,7 @@ Conventions:
 * Every other addition, multiplication, division, comparison, rounding and elementary function (exp, log, erf, tanh,
   power, root, sine) is 1 operation, however long a processor takes over it. Formulas follow the operator's definition;
   softmax and its kin subtract the maximum first. What is computed from attributes and parameters alone, such as the
-  factors of a batch normalisation, happens once and counts 0.
+  factors of a batch normalisation or the real numbers of quantised weights, happens once and counts 0.
 * Selecting, moving, converting, bit-wise work and drawing random numbers count 0.
 * Numbers are floating-point numbers and the integers of 8 bits or less that stand for them in a quantised network.
   Element-wise arithmetic on wider integers and booleans (shapes, indices, masks) is none of these: 0.
@@ -51,7 +51,7 @@ def node_flops(node: gs.Node, types: Types, bindings: Bindings | None = None) ->
     rule = FLOP_RULES.get(node.op)
     if rule is None:
         return None
-    return rule(sizes) if _on_numbers(node, types) else 0
+    return rule(sizes) if _on_numbers(node, types) and not _on_parameters_alone(node) else 0
 
 
 def _on_numbers(node: gs.Node, types: Types) -> bool:
@@ -65,3 +65,8 @@ def _on_numbers(node: gs.Node, types: Types) -> bool:
         if dtype is None or is_float(dtype) or (dtype.kind != "b" and 0 < bits(dtype) <= 8):
             return True
     return False
+
+
+def _on_parameters_alone(node: gs.Node) -> bool:
+    """Whether a node reads nothing but constants: a runtime computes it once, when the model is loaded."""
+    return bool(node.inputs) and all(isinstance(tensor, gs.Constant) or tensor.is_empty() for tensor in node.inputs)

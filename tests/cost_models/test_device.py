@@ -87,6 +87,8 @@ def test_files(tmp_path: Path) -> None:
         (changed(kernel={"launch_us": -1.0}), "'kernel.launch_us' must be positive"),
         (changed(kernel={"channel_block": 4.5}), "'kernel.channel_block' must be a whole number"),
         (changed(memory={"bandwidth_gb_per_s": float("inf")}), "'memory.bandwidth_gb_per_s' must be a number"),
+        (changed(compute={"peak_gflops_float32": 10**400}), "'compute.peak_gflops_float32' must be a number"),
+        (changed(memory={"ram_bytes": 10**400}), "'memory.ram_bytes' must be a whole number"),
         (changed(memory=7), r"\[memory\] must be a table, found 7"),
         ({key: value for key, value in DEVICE.items() if key != "memory"}, r"\[memory\] must be a table"),
         (changed(compute={}) | {"compute": {"threads": 1}}, "'compute.peak_gflops_float32' is missing"),
@@ -120,6 +122,8 @@ def test_wrong_files(tmp_path: Path) -> None:
     for name, content, message in (
         ("a.toml", "name = ", "not valid TOML"),
         ("a.json", "{", "not valid JSON"),
+        ("deep.toml", "a = " + "[" * 100_000, "not valid TOML"),
+        ("deep.json", "[" * 100_000, "not valid JSON"),
         ("b.json", "{}", "no key 'device'"),
         ("c.json", "[]", "no key 'device'"),
         ("d.json", '{"device": 3}', "a device is a table of keys, found int"),

@@ -242,3 +242,8 @@ def test_the_sample_works(installed: Path, tmp_path: Path) -> None:
     assert "cost model 'vendor' needs a value for 'command'" in needs
     assert "the command is empty" in empty
     assert "timeout_s: 0 is not above 0" in timeout
+
+
+@pytest.mark.parametrize("timeout_s", [1e7, 1e300, float("inf")])
+def test_any_time_may_be_given(tmp_path: Path, timeout_s: float) -> None:
+    assert ask(answering(tmp_path, {"a": 1}), {}, timeout_s) == {"a": 1}

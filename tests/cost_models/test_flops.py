@@ -140,6 +140,7 @@ RNN = [(7, "N", 5)]
         # borders of integer arithmetic
         ("QuantizeLinear", [ROW, SCALAR, np.zeros((), np.int8)], ROW, {}, 50),
         ("DequantizeLinear", [ROW, SCALAR], ROW, {}, 10),
+        ("DequantizeLinear", [np.zeros((8, 3), np.int8), np.array(1.0)], (8, 3), {}, 0),  # weights: once, when loaded
         ("DynamicQuantizeLinear", [ROW], ROW, {}, 77),
         # no rule
         ("If", [ROW], ROW, {}, None),

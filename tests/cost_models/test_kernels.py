@@ -7,7 +7,8 @@ import pytest
 
 from eexform.cost_models import make
 from eexform.cost_models._kernels import Kernel, free_nodes, kernels
-from eexform.errors import GraphError
+from eexform.cost_models.roofline import computed_in, shrunk
+from eexform.errors import GraphError, OptionError
 from eexform.frontends.onnx import from_model
 from eexform.ir.exits import Exit
 from eexform.ir.extract import extract
@@ -209,3 +210,33 @@ def test_symbolic_sizes_need_a_binding() -> None:
     with pytest.raises(GraphError, match="'seq'"):
         kernels(graph)
     assert kernels(graph, {"seq": 10})[0].macs == 10 * 4 * 3
+
+
+def test_the_type_that_is_computed_with_where_the_result_does_not_tell() -> None:
+    graph = graph_of("""
+    <ir_version: 8, opset_import: ["": 17]>
+    mixed (float[N, 4] x) => (float[N, 3] scores)
+    <float[1] zero, float s = {0.05}, uint8 z = {3}, uint8[4, 3] v = {1, 2, 3, 4, 5, 6, 7, 8, 9, 1, 2, 3}>
+    {
+        [greater] g = Greater(x, zero)
+        [cast] c = Cast<to = 1>(g)
+        [mul] m = Mul(x, c)
+        [q] u = QuantizeLinear(m, s, z)
+        [product] i = MatMulInteger(u, v, z)
+        [real] scores = Cast<to = 1>(i)
+    }
+    """)
+    found = {kernel.name: kernel for kernel in kernels(graph)}
+    greater, product, mul = found["greater"], found["product"], found["mul"]
+    assert (greater.dtype, greater.arithmetic) == ("bool", "float32")
+    assert (product.dtype, product.arithmetic) == ("int32", "uint8")
+    assert (mul.dtype, mul.arithmetic) == ("float32", "")
+    assert (computed_in(greater, ""), computed_in(greater, "int8"), computed_in(product, "")) == (
+        "float32", "int8", "int8"
+    )  # fmt: skip
+    assert (shrunk(greater, "int8"), shrunk(greater, ""), shrunk(product, "float16")) == (0.25, 1.0, 1.0)
+    energy = make("energy", device="rpi4")
+    with pytest.raises(OptionError, match=r"in int8: use by=power, or put 'energy.pj_per_mac_int8' into its file"):
+        energy.cost(graph)
+    assert make("energy", device="rpi5").cost(graph).nodes["greater"] > 0
+    assert not any("int32" in text for text in make("roofline", device="rpi5").cost(graph).conditions["assumed"])

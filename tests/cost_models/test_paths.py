@@ -313,3 +313,18 @@ def test_head_prices_are_those_of_the_portfolio() -> None:
     trunk = graph_of(CHAIN)
     for site in find_sites(trunk).sites:
         assert price(trunk).head[site.value, HEAD] == head_macs(HeadSpec.parse(HEAD), site, num_classes=4)
+
+
+def test_a_model_that_is_not_additive_is_asked_once_for_each_path() -> None:
+    asked = []
+
+    class Clock(Macs):
+        additive = False
+
+        def cost(self, graph: Graph) -> Cost:
+            asked.append(len(graph.nodes))
+            return super().cost(graph)
+
+    graph = insert(graph_of(CHAIN), ["r1", "r2"])
+    assert exit_costs(graph, Clock()) == exit_costs(graph, Macs())
+    assert len(asked) == 3

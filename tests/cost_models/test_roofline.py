@@ -232,6 +232,14 @@ def test_routing_as_the_device_says(tmp_path: Path) -> None:
     assert found.onward == pytest.approx((20 + 3 * 5) / 1e3)
 
 
+def test_a_call_decides_once_for_a_batch(tmp_path: Path) -> None:
+    figures = {"decision_us": 10.0, "decision_us_per_class": 0.5, "onward_us": 20.0, "onward_us_per_kib": 3.0}
+    path = saved(tmp_path, routing=figures)
+    found = make("roofline", device=path, batch=4).routing(graph_of(CHAIN), CROSSING)
+    assert found.decision == pytest.approx((10 / 4 + 5) / 1e3)
+    assert found.onward == pytest.approx((20 / 4 + 3 * 5) / 1e3)
+
+
 def test_derived_routing_is_what_lowering_adds(tmp_path: Path) -> None:
     found = make("roofline", device=saved(tmp_path)).routing(graph_of(CHAIN), CROSSING)
     kinds = added()

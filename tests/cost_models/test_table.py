@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from eexform.cost_models import Crossing, Held, _ort_kernels, make, path_costs
-from eexform.cost_models._interpolate import Entry, Lookup
+from eexform.cost_models._interpolate import Entry, Estimate, Lookup
 from eexform.cost_models._kernels import kernels
 from eexform.cost_models._prices import CLASSES, Prices, Residual, surcharges
 from eexform.cost_models._table_file import read_table
@@ -166,6 +166,24 @@ def test_what_is_outside_is_in_the_cost(tmp_path: Path) -> None:
     assert cost.unknown == ()
 
 
+def test_windows_of_fused_tables_are_scaled_by_their_areas_too() -> None:
+    entries = [Entry("Conv", "k1x1 s1x1 d1x1 float32", (16, 16, 8, 8), 2.0)]
+    found = Lookup(entries).estimate("Conv", "k3x3 s1x1 d1x1 float32", (16, 16, 8, 8))
+    assert found is not None
+    assert found.us == pytest.approx(9 * 2.0)
+    assert found.why is not None
+
+
+def test_a_kernel_of_which_nothing_could_be_measured_spoils_nothing() -> None:
+    lookup = Lookup([Entry("Relu", "", (size,), us) for size, us in ((4, 0.0), (64, 0.1), (4096, 6.0))])
+    assert lookup.estimate("Relu", "", (4,)) == Estimate(0.0)
+    for size in (0, 1, 5, 1000, 10**6):
+        found = lookup.estimate("Relu", "", (size,))
+        assert found is not None
+        assert math.isfinite(found.us)
+        assert found.us >= 0
+
+
 # -- figures beside kernels ------------------------------------------------------------------------------------------
 
 
@@ -256,6 +274,8 @@ GOOD = {"op": "Relu", "variant": "float32", "sizes": [4], "us": 1.0}
         ({"table": [{**GOOD, "sizes": [0]}]}, r"sizes \[0\] must be whole numbers"),
         ({"table": [{**GOOD, "sizes": []}]}, "must be whole numbers"),
         ({"table": [{**GOOD, "sizes": [1.5]}]}, "must be whole numbers"),
+        ({"table": [{**GOOD, "sizes": [10**400]}]}, "must be whole numbers"),
+        ("[" * 100_000, "cannot be read as JSON"),
         ({"table": [{**GOOD, "us": -1.0}]}, "us -1.0 is no time"),
         ({"table": [{**GOOD, "us": "fast"}]}, "us 'fast' is no time"),
         ({"table": [{**GOOD, "spread_us": None}]}, "spread_us None"),
@@ -266,6 +286,14 @@ GOOD = {"op": "Relu", "variant": "float32", "sizes": [4], "us": 1.0}
         ({"table": [GOOD], "runtime": {"routing": {"speed": 1}}}, "runtime.routing is damaged"),
         ({"table": [GOOD], "finished": False}, "its calibration was interrupted; finish it"),
         ({"table": "nowhere.csv"}, "nowhere.csv: no such file"),
+        ({"table": "../nowhere.csv"}, "is no name; a CSV lies in the same folder"),
+        ({"table": "/etc/passwd"}, "is no name"),
+        ({"table": [{**GOOD, "us": 10**400}]}, "is no time"),
+        (
+            {"table": [GOOD], "runtime": {"routing": {"decision_us": -1.0}}},
+            "runtime.routing.decision_us: -1.0",
+        ),
+        ({"table": [GOOD], "runtime": {"routing": {"decision_us": 10**400}}}, "runtime.routing is damaged"),
         ({"table": [GOOD], "device": {"name": "x"}}, r"\[compute\] must be a table"),
     ],
 )
@@ -284,6 +312,7 @@ def test_damaged_files_are_refused(tmp_path: Path, content: Any, says: str) -> N
         ("op,variant,sizes,us\nRelu,,4xa,1", "line 2"),
         ("op,variant,sizes,us\nRelu,,4,1\nRelu,,8,quick", "line 3"),
         ("op,variant,sizes,us\nRelu,,4,nan", "us nan is no time"),
+        ("\n", "no column 'op'"),
     ],
 )
 def test_damaged_csv_is_refused(tmp_path: Path, lines: str, says: str) -> None:
@@ -291,6 +320,16 @@ def test_damaged_csv_is_refused(tmp_path: Path, lines: str, says: str) -> None:
     path.write_text(lines + "\n")
     with pytest.raises(OptionError, match=says):
         read_table(path)
+
+
+def test_a_csv_from_a_spreadsheet_and_one_without_rows(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_bytes("\ufeffop,variant,sizes,us\r\nRelu,float32,4x5,1.5\r\n".encode())
+    assert [row.key for row in read_table(path).rows] == [("Relu", "float32", (4, 5))]
+    path.write_text("op,variant,sizes,us\n")
+    with pytest.raises(OptionError, match="the table is empty"):
+        make("table", device=str(path)).cost(graph_of(CHAIN))
+    assert read_table(written(tmp_path / "n.json", [GOOD], runtime=None)).runtime == {}
 
 
 def test_a_table_must_be_named() -> None:
@@ -355,4 +394,10 @@ def test_a_branch_is_priced_as_it_is_executed(tmp_path: Path) -> None:
     assert set(costs.between) == {("", "r1"), ("r1", "")}
     # a table without such figures knows nothing of branches
     silent = make("table", device=str(tmp_path / "bare.json"))
-    assert set(path_costs(silent, graph, sites, {}).between.values()) == {0.0}
+    heads = {site.value: [HeadSpec.parse("none/avg")] for site in sites}
+    assert set(path_costs(silent, graph, sites, heads).between.values()) == {0.0}
+    assert path_costs(model, graph, sites, {}).between == {}, "where no head can be there is no branch"
+    # energy is power x time, branches included
+    energy = make("energy", by="power", power_w=2.0, time=f"table:device={tmp_path / 't.json'}")
+    priced = path_costs(energy, graph, sites, {site.value: [HeadSpec.parse("none/avg")] for site in sites})
+    assert priced.path([("r1", "none/avg")]) == pytest.approx([2 * ms for ms in costs.path([("r1", "none/avg")])])

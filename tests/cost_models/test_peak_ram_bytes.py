@@ -6,12 +6,14 @@ from collections.abc import Sequence
 
 import pytest
 
-from eexform.cost_models import exit_costs, make, parse
+from eexform.cost_models import exit_costs, make, parse, path_costs
 from eexform.cost_models._contract import Crossing, Held, Routing
 from eexform.cost_models._program import ELEMENTWISE, OVERWRITING
 from eexform.cost_models.peak_ram_bytes import PeakRam, fits, segments
 from eexform.errors import GraphError, OptionError
+from eexform.heads import HeadSpec
 from eexform.ir.graph import Graph
+from eexform.ir.sites import find_sites
 from eexform.passes import make as make_pass
 from tests.passes.helpers import CHAIN, graph_of
 
@@ -224,6 +226,9 @@ def test_routing_holds_what_the_rest_needs() -> None:
     model = PeakRam(alignment=1)
     assert model.routing(graph, crossing) == Routing(80, 2 * (768 + 80))
     assert model.routing(graph, Crossing("r1", site, (other,), 4)) == Routing(80, 160)
+    like = Crossing("r1", site, (site,), 4, ("r0",))  # another value of the same shape is carried, the site is not
+    assert model.routing(graph, like) == Routing(768, 2 * 768)
+    assert model.routing(graph, Crossing("r1", site, (site,), 4, ("r1",))) == Routing(0, 2 * 768)
     assert PeakRam(alignment=1, inputs=False).routing(graph, crossing) == Routing(848, 2 * 848)
     assert PeakRam(alignment=1, inputs=False).routing(graph, Crossing("r1", site, (other,), 4)).decision == 848
     assert PeakRam(alignment=1, dtype="int8", batch=2).routing(graph, crossing) == Routing(160, 2 * (2 * 192 + 160))
@@ -283,3 +288,12 @@ def test_a_graph_is_held_to_a_device() -> None:
 def test_in_place_operators_do_their_elements_one_by_one() -> None:
     assert OVERWRITING["none"] < OVERWRITING["activations"] < OVERWRITING["elementwise"] == ELEMENTWISE
     assert {"Conv", "BatchNormalization", "Concat", "MaxPool", "MatMul", "Transpose"}.isdisjoint(ELEMENTWISE)
+
+
+def test_parameters_in_memory_have_no_path() -> None:
+    graph = graph_of(CHAIN)
+    sites = [site for site in find_sites(graph).sites if site.value == "r1"]
+    model = make("peak_ram_bytes", weights="ram")
+    assert path_costs(model, graph, sites, {}).trunk == model.cost(graph).total
+    with pytest.raises(OptionError, match=r"weights=flash, and a limit on model_bytes"):
+        path_costs(model, graph, sites, {"r1": [HeadSpec.parse("none/avg")]})
