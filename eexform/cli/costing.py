@@ -96,6 +96,10 @@ def cost(
     else:
         if model is not None:
             raise OptionError(f"{model} and --run {run}: a plan brings its own network; leave one of them out")
+        about = {"scores": scores, "output": output, "shape": shape, "weights": weights, "input": examples}
+        said = [option for option, value in about.items() if value]
+        if said:
+            raise OptionError(f"--{said[0]} and --run {run}: a plan brings its own network; leave one of them out")
         what = open_run(run).front.pick(pick or "knee")
     report = price(
         what,

@@ -302,6 +302,8 @@ def search(
     passes = None if recipe is None else Recipe.load(recipe)
     if prune:
         passes = pruning_recipe(objectives.block(round_to, asked, bars))
+    elif round_to is not None:
+        raise OptionError("--round-to belongs to --prune; a recipe says it of prune_channels (round_to)")
     smaller = TrunkOptions(
         survivors=trunks,
         epochs=trunk_epochs,

@@ -59,7 +59,7 @@ class ModelCosts:
 
     @property
     def worst(self) -> float:
-        """What a sample pays that never leaves."""
+        """What the dearest path costs: mostly that of a sample which never leaves."""
         return max(part.path for part in self.parts)
 
 

@@ -28,6 +28,7 @@ from eexform.search.run import Run, open_run
 from eexform.search.scorer import Candidate, Scorer
 from eexform.search.settling import BoundRecipe
 from eexform.search.space import EXITS
+from eexform.search.stored_costs import files_read
 from eexform.search.trunk_options import TrunkOptions
 from eexform.search.trunk_trials import Trunk
 from eexform.search.trunks import TrunkStage
@@ -122,7 +123,11 @@ def search(
         folder.read()
     else:
         folder.fresh()
-    objectives = cost if isinstance(cost, Objectives) else Objectives.parse(cost, target)
+    if isinstance(cost, Objectives):
+        need(target is None, "target: cost holds objectives already; give the target to Objectives.parse", OptionError)
+        objectives = cost
+    else:
+        objectives = Objectives.parse(cost, target)
     dataset = data.bind(graph)
     steps = tuple((step.name, dict(step.given)) for step in recipe.steps) if recipe else DEFAULT_RECIPE
     prepared = prepare(
@@ -185,6 +190,7 @@ class Prepared:
             "train": variants.train.to_json(),
             "train_digest": variants.train.digest,  # after what it is made from: a difference is named in words
             "limits": self.limits.to_json(),
+            "cost_files": files_read(variants.models.values()),
             **({} if self.stage is None else {"trunk_options": self.stage.options.to_json()}),
         }
 
@@ -280,11 +286,13 @@ def carry_out(prepared: Prepared, facts: dict[str, Any]) -> None:
     if stage is not None:
         trunks = _find_trunks(prepared, stage, facts)
         recipes = [*([stage.plain] if stage.searched else []), *(trunk.passes for trunk in trunks)]
-    with timed(facts, "seconds_training"):
-        found = {variant.graph.digest: (variant, passes) for passes in recipes for variant in [variants.of(passes)]}
-        given, given_passes = variants.compared(recipes[0])
-    if variants.adopted:
-        facts["heads_from"] = variants.adopted
+    try:
+        with timed(facts, "seconds_training"):
+            found = {variant.graph.digest: (variant, passes) for passes in recipes for variant in [variants.of(passes)]}
+            given, given_passes = variants.compared(recipes[0])
+    finally:  # of an interrupted run, too: what it took is not taken again
+        if variants.adopted:
+            facts["heads_from"] = [*facts.get("heads_from", ()), *variants.adopted]
     bases = [variant for variant, _ in found.values()]
     facts["trunk"] = dict(given.bank.facts)
     if variants.origin is not None:

@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from eexform import cost_models
 from eexform.errors import OptionError, RunError, suggest
 from eexform.search.archive import non_dominated
 from eexform.search.goals import Goal, Goals
+from eexform.search.objectives import usual
 from eexform.search.plans import Plan, PlanExit, PlanSource, describe_plan
 from eexform.search.quantities import amount_of
 from eexform.search.terms import STATISTICS
@@ -137,7 +139,10 @@ class Front:
         if name in named or not name:
             return named.get(name, self.goals.listed[0])
         model, _, kind = name.rpartition("@")
-        goal = Goal.of(model, kind) if model and kind in STATISTICS else Goal.of(name)
+        if not model or kind not in STATISTICS:
+            model, kind = name, ""
+        unit, meant = _declared(model)
+        goal = Goal.of(model, kind or meant, unit)
         try:
             goal.amount(self.trunk.figure)
         except OptionError as error:
@@ -189,6 +194,15 @@ def build_front(plans: Sequence[Plan], trunk: Plan, goals: Goals | None = None) 
     points = np.array([goals.values(1.0 - _judged(plan), plan.figure) for plan in plans], np.float64)
     kept = [plans[index] for index in non_dominated(points).tolist()]
     return Front(tuple(replace(plan, index=index) for index, plan in enumerate(kept)), trunk, goals)
+
+
+def _declared(model: str) -> tuple[str, str]:
+    """Unit of a cost model, and the statistic that is meant where none is named (as in limits)."""
+    try:
+        found = cost_models.get(model.partition(":")[0])
+    except OptionError:  # a plug-in that is not installed here: the run can be read all the same
+        return "", "mean"
+    return found.unit, usual(found)
 
 
 def _accuracy(plan: Plan) -> float:

@@ -50,6 +50,8 @@ class Handling:
         known = self.kind in HANDLINGS
         need(known, f"constraints: {self.kind!r} does not exist: {suggest(self.kind, HANDLINGS)}", OptionError)
         need(0 < self.weight < np.inf, f"penalty weight {self.weight} is not positive", OptionError)
+        belongs = self.kind == "penalty" or self.weight == WEIGHT
+        need(belongs, f"a penalty weight belongs to constraints penalty, not to {self.kind}", OptionError)
 
 
 @dataclass

@@ -13,8 +13,9 @@ from eexform.ir.graph import Graph
 from eexform.ir.serialize import save
 from eexform.progress import Progress
 from eexform.search.folder import RunFolder
+from eexform.search.stored_costs import same_settings
 
-WORDS = {"trained_from": "settings of the training"}
+WORDS = {"trained_from": "settings of the training", "cost_files": "contents of the files that costs are read from"}
 """How a message calls a part of ``run.json``, where its name does not read well."""
 
 
@@ -50,7 +51,7 @@ def agree(folder: RunFolder, facts: dict[str, Any], settings: Mapping[str, Any],
         RunError: one of them differs from the run's; the message says which and how.
     """
     for key, value in settings.items():
-        if key not in facts or facts[key] == value:
+        if key not in facts or _same(key, facts[key], value):
             continue
         if key == "limits" and not folder.front.exists():
             # no head depends on them, and limits that nothing could keep must not cost the training
@@ -96,6 +97,14 @@ def timed(facts: dict[str, Any], key: str) -> Iterator[None]:
         yield
     finally:
         facts[key] = round(facts.get(key, 0.0) + time.perf_counter() - begun, 2)
+
+
+def _same(key: str, old: Any, new: Any) -> bool:
+    if key == "cost":
+        return same_settings(old, new)
+    if key == "models" and isinstance(old, Mapping):
+        return set(old) == set(new) and all(same_settings(old[model], new[model]) for model in new)
+    return bool(old == new)
 
 
 def _difference(old: Any, new: Any, where: str = "") -> str:

@@ -75,6 +75,11 @@ class Pricing:
         Raises:
             OptionError: there is no such cost model or statistic.
         """
+        if isinstance(model, str) and _WEIGHT.match(model):
+            raise OptionError(
+                f"{model!r} is a weighted sum, and one cost model is meant here; a sum can be an objective (--cost), "
+                "the first of which --max-cost limits"
+            )
         text, marked, name = model.rpartition("@") if isinstance(model, str) else (model, "", "")
         if marked and re.fullmatch(r"\w+", name):
             need(name in STATISTICS, f"{model!r}: {name!r} is no statistic: {suggest(name, STATISTICS)}", OptionError)
@@ -86,7 +91,7 @@ class Pricing:
         return Term(key, name or usual(self.models[key]))
 
 
-def usual(model: CostModel) -> str:
+def usual(model: CostModel | type[CostModel]) -> str:
     """The statistic that is meant where none is named: the mean, but of memory what the dearest path takes."""
     return "max" if model.combine == "max" else "mean"
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, is_dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 from eexform import files
-from eexform.cost_models import CostModel, PathCosts, path_costs
-from eexform.errors import RunError
+from eexform.cost_models import CostModel, PathCosts, make, path_costs
+from eexform.errors import EexformError, RunError
 from eexform.heads import HeadSpec
 from eexform.ir.graph import Graph
 from eexform.ir.sites import Site
@@ -22,6 +22,26 @@ def model_settings(model: CostModel) -> dict[str, Any]:
     """Name and settings of a cost model as plain values."""
     settings: dict[str, Any] = asdict(model) if is_dataclass(model) else {}
     return {"name": model.name, **{key: plain(value) for key, value in settings.items()}}
+
+
+def files_read(models: Iterable[CostModel]) -> dict[str, str]:
+    """Files that settings of cost models name (tables, devices), with their sha-256: a path alone says little."""
+    named = {value for model in models for value in model_settings(model).values() if isinstance(value, str)}
+    return {name: files.file_sha256(name) for name in sorted(named) if name and Path(name).is_file()}
+
+
+def same_settings(older: Any, settings: Mapping[str, Any]) -> bool:
+    """Whether :func:`model_settings` of an older version of eexform mean the same: what it did not know yet has its
+    default."""
+    if older == settings:
+        return True
+    if not isinstance(older, Mapping) or older.get("name") != settings["name"]:
+        return False
+    given = {key: value for key, value in older.items() if key != "name"}
+    try:
+        return model_settings(make(settings["name"], **given)) == settings
+    except EexformError:
+        return False
 
 
 def stored_path_costs(
@@ -40,13 +60,32 @@ def stored_path_costs(
     if not model.measured:
         return path_costs(model, trunk, sites, heads, num_classes=classes)
     places = [[site.value, [str(spec) for spec in heads[site.value]]] for site in sites]
-    identity = json.dumps([trunk.digest, model_settings(model), places], sort_keys=True)
-    path = folder / f"{hashlib.sha256(identity.encode()).hexdigest()}.json"
+    path = _path(folder, model, trunk.digest, places)
     if path.exists():
         return _from_json(files.read_json(path), path)
     costs = path_costs(model, trunk, sites, heads, num_classes=classes)
     files.write_json(path, _to_json(costs))
     return costs
+
+
+def _path(folder: Path, model: CostModel, digest: str, places: Sequence[Any]) -> Path:
+    """File of a measurement; that of an older version of eexform, which knew fewer settings (new ones stand behind the
+    others), where there is one."""
+
+    def path(settings: Mapping[str, Any]) -> Path:
+        identity = json.dumps([digest, settings, places], sort_keys=True)
+        return folder / f"{hashlib.sha256(identity.encode()).hexdigest()}.json"
+
+    settings = model_settings(model)
+    own = path(settings)
+    if own.exists() or not is_dataclass(model):
+        return own
+    for item in reversed(fields(model)):
+        if settings.pop(item.name) != item.default:
+            break
+        if path(settings).exists():
+            return path(settings)
+    return own
 
 
 def _to_json(costs: PathCosts) -> dict[str, Any]:

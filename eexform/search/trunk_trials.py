@@ -111,6 +111,10 @@ class Prices:
         (term,) = self.goals.listed[0].amount.terms
         return {term.model: line["cost"], "params": line["params"]}
 
+    def covers(self, line: Mapping[str, Any]) -> bool:
+        """Whether a line has all prices; one from before other limits were asked for may lack some."""
+        return self._alone or set(self.models) <= set(line.get("prices", ()))
+
     @property
     def _alone(self) -> bool:
         """Whether there is no more to note than one cost and the parameters."""
@@ -179,7 +183,7 @@ class Trials:
         if self._unlimited:
             return 0.0
         if individual.key not in self._violations:
-            known = self.log.find("tried", individual.key)
+            known = self._known(individual)
             if known is not None:
                 self._violations[individual.key] = self.over(self.prices.noted_of(known))
             else:
@@ -218,8 +222,13 @@ class Trials:
         except PassError:
             return None  # said where it is carried out
 
-    def _tried(self, individual: Individual) -> dict[str, Any]:
+    def _known(self, individual: Individual) -> dict[str, Any] | None:
+        """What was noted about it, where that is all that is asked now."""
         known = self.log.find("tried", individual.key)
+        return known if known is not None and self.prices.covers(known) else None
+
+    def _tried(self, individual: Individual) -> dict[str, Any]:
+        known = self._known(individual)
         if known is not None and (known["error"] is not None or self.over(self.prices.noted_of(known))):
             return known
         begun = time.perf_counter()

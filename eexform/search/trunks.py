@@ -258,7 +258,7 @@ class TrunkStage:
         """An individual's trunk (``None``: the recipe's), with its numbers on the disk where they are still needed."""
         key = "" if individual is None else individual.key
         known = trials.log.find("settled", key)
-        if known is not None:
+        if known is not None and self.prices.covers(known["trunk"]):
             trunk = Trunk.from_json(known["trunk"])
             done = rungs and trials.log.find("trained", [trunk.digest, 0, rungs[0].epochs]) is not None
             if done or all(digest in self.store for digest in needed_arrays(trunk.passes)):
@@ -282,7 +282,8 @@ class TrunkStage:
         """``trunk`` after a rung of training."""
         identity = [trunk.digest, place, rung.epochs]
         known = trials.log.find("trained", identity) or self._train(trials, trunk, rung, identity)
-        return Trunk.from_json(known["trunk"])
+        # training changes no price; those on record may be fewer, from before other limits were asked for
+        return replace(Trunk.from_json(known["trunk"]), prices=trunk.prices)
 
     def _train(self, trials: Trials, trunk: Trunk, rung: Rung, identity: Sequence[Any]) -> dict[str, Any]:
         from eexform.training.distill import distill_trunk  # imports torch, which takes a second or two

@@ -10,6 +10,7 @@ import pytest
 from eexform.cost_models import make
 from eexform.frontends.onnx import load
 from tests.cli.support import cli, fine, listing, refused
+from tests.cli.test_json import section
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +35,10 @@ def test_json_says_what_the_file_holds(calibrated: Path, model: Path) -> None:
     said = fine("calibrate", model, "--no-grid", "--repeats", "1", "--resume", "-o", calibrated, "--json", "--quiet")
     plain = json.loads(calibrated.read_text())
     assert said.err == ""
+    known = section("`calibrate`")
+    assert not set(said.json) - known
+    assert not {key for name in ("models", "refused") for entry in said.json[name] for key in entry} - known
+    assert not set(said.json["runtime"]) - known
     assert said.json["entries"] == len(plain["table"])
     assert said.json["out"] == str(calibrated)
     assert said.json["models"] == plain["models"]

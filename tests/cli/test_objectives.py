@@ -78,6 +78,8 @@ def test_a_target(model: Path, run: Path, tmp_path: Path) -> None:
         (("--target-blend", "0.1"), ["--target-sided and --target-blend belong to --target TERM=X"]),
         (("--target", "macs=1", "--target-sided", "both"), ["'both' is neither one- nor two-sided"]),
         (("--constraints", "none"), ["constraints: 'none' does not exist"]),
+        (("--penalty", "5"), ["a penalty weight belongs to constraints penalty, not to feasible-first"]),
+        (("--round-to", "4"), ["--round-to belongs to --prune"]),
         (("--fits", "no-such-board"), ["no-such-board"]),
     ],
     ids=lambda given: given[-1] if isinstance(given, tuple) else "",

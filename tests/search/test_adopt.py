@@ -342,6 +342,15 @@ def test_more_heads_than_the_other_run_has(done: Run, tmp_path: Path) -> None:
     assert any(line.startswith(f"training {taken['lacking']} heads") for line in watch.said)
 
 
+def test_what_was_taken_is_known_after_an_interruption(done: Run, tmp_path: Path) -> None:
+    out, more = tmp_path / "new", options(heads=(*HEADS, "conv:1x16/avg"), generations=0)
+    with pytest.raises(KeyboardInterrupt):
+        start(out, options=more, heads_from=done.folder.path, progress=tiny.Watch("training heads", after=1))
+    (taken,) = facts_of(out)["heads_from"]
+    run = start(out, options=more, heads_from=done.folder.path, resume=True)
+    assert run.facts["heads_from"] == [taken]
+
+
 def test_interrupted_while_taking_and_resumed_without_the_other(done: Run, tmp_path: Path) -> None:
     out = tmp_path / "new"
     with pytest.raises(KeyboardInterrupt):

@@ -134,5 +134,7 @@ def test_settings_of_older_searches_are_as_they_were() -> None:
     assert SearchOptions.from_json(changed.to_json()) == changed
     with pytest.raises(OptionError, match="constraints: 'adaptiv' does not exist: did you mean 'adaptive'"):
         SearchOptions(constraints="adaptiv")
+    with pytest.raises(OptionError, match="a penalty weight belongs to constraints penalty, not to adaptive"):
+        SearchOptions(constraints="adaptive", penalty=3.0)
     with pytest.raises(OptionError, match="penalty weight 0 is not positive"):
         SearchOptions(constraints="penalty", penalty=0)

@@ -192,6 +192,7 @@ def test_the_nearest_plan_is_told_by_what_it_lacks(tmp_path: Path) -> None:
         ("macs@p94=3", "'p94' is no statistic"),
         ("macs=cheap", "max macs=cheap: 'cheap' is not a number MACs"),
         ("macs=3KiB", "max macs=3KiB: '3KiB' is not a number MACs"),
+        ("0.5*macs+0.5*params=1x", "is a weighted sum, and one cost model is meant here"),
         ("macs=0", "max macs=0: '0' must be a positive amount"),
     ],
 )

@@ -164,6 +164,7 @@ def test_a_target_replaces_its_objective_and_blends_into_the_error() -> None:
     [
         (lambda: Target("macs=1", "both"), "'both' is neither one- nor two-sided"),  # type: ignore[arg-type]
         (lambda: Target("macs=1", blend=-1), "blend -1 must not be negative"),
+        (lambda: goal("", Target("0.5*macs+0.5*params=0.5x")), r"is a weighted sum, and one cost model is meant here"),
         (lambda: goal("", Target("macs")), "target: 'macs' is not of the form TERM=VALUE"),
         (lambda: goal("", Target("macs=few")), "target: 'few' is not a number MACs"),
         (lambda: goal("", Target("macs=0")), "target: 0 must be positive"),

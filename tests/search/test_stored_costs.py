@@ -9,14 +9,16 @@ from typing import ClassVar
 import pytest
 
 from eexform import files
-from eexform.cost_models import Cost, CostModel, Crossing, Routing
+from eexform.cost_models import Cost, CostModel, Crossing, Routing, make
+from eexform.cost_models import _device as devices
 from eexform.errors import RunError
 from eexform.heads import HeadSpec
 from eexform.ir.graph import Graph
 from eexform.ir.sites import find_sites
-from eexform.search.stored_costs import stored_path_costs
+from eexform.search.stored_costs import files_read, model_settings, same_settings, stored_path_costs
 from tests.passes.helpers import CHAIN, graph_of
 
+BUNDLED = Path(devices.__file__).parent / "devices"
 HEADS = {"r1": [HeadSpec.parse("none/avg")], "r2": [HeadSpec.parse("none/avg")]}
 
 
@@ -80,3 +82,42 @@ def test_a_damaged_file_is_named(tmp_path: Path, damage: dict[str, object]) -> N
     files.write_json(path, {**files.read_json(path), **damage})
     with pytest.raises(RunError, match=path.name):
         stored_path_costs(tmp_path, Clock(), trunk, sites, HEADS)
+
+
+@dataclass(frozen=True)
+class Grown(Clock):
+    """The clock of a later version, with settings that it did not have."""
+
+    speed: float = 1.0
+    mode: str = "hot"
+
+
+def test_what_an_older_version_measured_is_found(tmp_path: Path) -> None:
+    trunk = graph_of(CHAIN)
+    sites = [site for site in find_sites(trunk).sites if site.value in HEADS]
+    before = stored_path_costs(tmp_path, Clock(), trunk, sites, HEADS)
+    assert asdict(stored_path_costs(tmp_path, Grown(), trunk, sites, HEADS)) == asdict(before)
+    for other in (Grown(speed=2.0), Grown(mode="cold")):
+        assert stored_path_costs(tmp_path, other, trunk, sites, HEADS).trunk > before.trunk
+    assert len(list(tmp_path.glob("*.json"))) == 3
+
+
+def test_settings_that_an_older_version_did_not_have_are_the_default() -> None:
+    now = model_settings(make("latency_ort", threads=2))
+    older = {key: now[key] for key in ("name", "threads", "batch", "repeats", "warmup", "cache", "bindings")}
+    assert same_settings(older, now)
+    assert not same_settings({**older, "threads": 1}, now)
+    assert not same_settings(older, model_settings(make("latency_ort", threads=2, state="cold")))
+    assert not same_settings({"name": "macs", "bindings": {}}, now)
+    assert not same_settings({**older, "of a newer one": 1}, now)
+    assert not same_settings("latency_ort", now)
+
+
+def test_a_file_is_more_than_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "board.toml"
+    path.write_text((BUNDLED / "rpi5.toml").read_text())
+    models = [make("macs"), make("roofline", device=str(path)), make("roofline", device="rpi4")]
+    first = files_read(models)
+    assert list(first) == [str(path)], "what is bundled belongs to the version of eexform"
+    path.write_text(path.read_text() + "# another one\n")
+    assert files_read(models) != first

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from eexform.cost_models import make
+from eexform.cost_models import _device, make
 from eexform.errors import OptionError, RunError
 from eexform.report.pareto import pareto
 from eexform.search.archive import hypervolume, non_dominated
@@ -177,6 +177,21 @@ def test_picking_what_is_not_there(text: str, message: str) -> None:
         FRONT.pick(text)
 
 
+def test_picking_by_memory_is_about_the_worst_path() -> None:
+    """As in limits; and in bytes, which a unit may stand behind."""
+
+    def held(plan: Plan, mean: float, most: float) -> Plan:
+        select = {**plan.select, "cost": {**plan.select["cost"], "peak_ram_bytes": mean}}
+        return replace(plan, select=select, worst={"cost": {**plan.worst["cost"], "peak_ram_bytes": most}})
+
+    front = replace(FRONT, plans=(held(FRONT[0], 2e3, 3e3), held(FRONT[1], 1e3, 9e3)), trunk=held(TRUNK, 4e3, 4e3))
+    assert front.pick("max-cost:peak_ram_bytes=3KiB").index == 0
+    assert front.pick("max-cost:peak_ram_bytes=0.75x").index == 0
+    assert front.pick("max-cost:peak_ram_bytes@mean=1kB").index == 1
+    with pytest.raises(OptionError, match="no plan costs at most 2000 peak_ram_bytes@max: the cheapest one costs 3000"):
+        front.pick("max-cost:peak_ram_bytes=2kB")
+
+
 def test_the_knee_of_three() -> None:
     exits = (PlanExit("s", "none/avg", "max_prob", 0.5, 1.0),)
     front = build_front([TRUNK, *(replace(one, exits=exits) for one in FRONT.plans[:-1])], TRUNK, GOALS)
@@ -221,6 +236,17 @@ def test_a_run_with_two_costs(run: Run) -> None:
     first = shown["plans"][0]
     assert first["select"]["objectives"] == [first["select"]["percentiles"]["p95"]["macs"], points[0, 2]]
     assert first["worst"]["objectives"][0] == first["worst"]["macs"]
+
+
+def test_a_resume_notices_another_device_behind_the_same_name(tmp_path: Path) -> None:
+    board = tmp_path / "board.toml"
+    board.write_text((Path(_device.__file__).parent / "devices" / "rpi5.toml").read_text())
+    cost = f"roofline:device={board}"
+    start(tmp_path / "run", cost=cost)
+    start(tmp_path / "run", cost=cost, resume=True)
+    board.write_text(board.read_text() + "# bandwidth measured again\n")
+    with pytest.raises(RunError, match="other contents of the files that costs are read from than the run's"):
+        start(tmp_path / "run", cost=cost, resume=True)
 
 
 def test_a_run_with_two_costs_is_resumed_and_only_as_it_was(run: Run, tmp_path: Path) -> None:

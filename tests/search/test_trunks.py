@@ -168,6 +168,22 @@ def test_limits_are_checked_before_anything_runs_on_data(tmp_path: Path, monkeyp
     assert all(plan.select["cost"]["params"] <= limit for plan in found.front)
 
 
+def test_other_limits_after_an_interruption(tmp_path: Path) -> None:
+    """What was tried then was not priced by what is limited now: it is priced anew, and nothing is trained twice."""
+    out, limits = tmp_path / "run", Limits(max_terms=("model_bytes=1.02x",))
+    with pytest.raises(KeyboardInterrupt):
+        prune(out, progress=Press("training heads", 1))
+    before = [line["of"] for line in without_time(out) if line.get("kind") == "trained"]
+    assert before
+    prune(out, resume=True, limits=limits)
+    prune(tmp_path / "straight", limits=limits)
+    assert front_of(out) == front_of(tmp_path / "straight")
+    trained = [line["of"] for line in without_time(out) if line.get("kind") == "trained"]
+    assert trained[: len(before)] == before
+    assert len({json.dumps(of) for of in trained}) == len(trained)
+    assert facts_of(out)["trunks"] == facts_of(tmp_path / "straight")["trunks"]
+
+
 def test_limits_that_no_trunk_keeps(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="none of the plans tried keeps the cost limits"):
         prune(tmp_path / "run", limits=Limits(max_params="10"))
