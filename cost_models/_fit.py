@@ -25,8 +25,9 @@ _BETTER = 0.98
 _SOFT = 0.3
 """Relative errors beyond this count linearly and not squared, so that odd kernels do not pull the figures."""
 
-_PRIOR = 0.05
-"""Weight of the prior beside the mean over the kernels: figures that no kernel depends on stay where they begin."""
+_PRIOR = 1.0
+"""Weight of the prior, in kernels: a figure that one odd kernel alone depends on stays near where it begins (a small
+network's only pooling would have all element-wise work thirty times too dear), one that many depend on does not."""
 
 
 def onto_kernels(

@@ -103,7 +103,7 @@ class Calibration:
 
 
 def calibrate(
-    graphs: Mapping[str, Graph] | Sequence[Graph],
+    graphs: Mapping[str, Graph] | Sequence[Graph] | Graph,
     *,
     threads: int = 1,
     repeats: int = REPEATS,
@@ -132,7 +132,10 @@ def calibrate(
         RunError: ``resume`` is of another machine, runtime or number of threads.
         EexformError: onnxruntime does not take a model.
     """
-    named = dict(graphs) if isinstance(graphs, Mapping) else {_name(g, place): g for place, g in enumerate(graphs)}
+    listed = graphs if isinstance(graphs, Mapping) else [graphs] if isinstance(graphs, Graph) else list(graphs)
+    for graph in listed.values() if isinstance(listed, Mapping) else listed:
+        need(isinstance(graph, Graph), f"{graph!r} is no graph: load it with ee.load", OptionError)
+    named = dict(listed) if isinstance(listed, Mapping) else {_name(g, place): g for place, g in enumerate(listed)}
     need(named, "nothing to calibrate with: give at least one model", OptionError)
     for name, value in (("threads", threads), ("repeats", repeats)):
         need(value >= 1, f"{name}: {value} is less than 1", OptionError)

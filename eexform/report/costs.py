@@ -169,6 +169,7 @@ def cost(
 
 def _subject(what: Graph | Plan) -> tuple[Graph, Graph | None]:
     """The graph to price, and the one that it is compared with."""
+    need(isinstance(what, Graph | Plan), f"{what!r} is neither a graph (ee.load) nor a plan of a run", OptionError)
     if not isinstance(what, Plan):
         return what, None
     return what.materialise(), what.source.original if isinstance(what.source, Run) else None

@@ -195,7 +195,7 @@ def _exits(plain: Mapping[str, Any], entry: Mapping[str, Any], labels: Labels, s
     splits = list(plain["stretches"][0]["rates"])
     beside = [("head", "\nhead"), ("decision", "\ndecision"), ("onward", "going\non")]
     beside = [(key, name) for key, name in beside if key == "head" or any(part[key] for part in entry["parts"])]
-    trunk = f">trunk\n{'so far' if entry['combine'] == 'max' else 'to here'}"
+    trunk = ">trunk\nso far" if entry["combine"] == "max" else ">trunk"
     rates = [f">% leave,\n{split}" for split in splits]
     table = table_of("\nexit", trunk, *(f">{name}" for _, name in beside), ">leaving\nhere", *rates)
     last = len(entry["parts"]) - 1

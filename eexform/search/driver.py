@@ -271,11 +271,20 @@ def prepare(
     if before is not None and not settings.epochs:
         variants.places(variants.transformed(before))
         variants.check_heads_from(before)
+        _check_prices(objectives.models, variants.transformed(before))
         return Prepared(variants, steps, objectives, limits, asked, before)
     variants.places(variants.transformed(stage.plain))
     if stage.searched:
         variants.check_heads_from(stage.plain)
+    _check_prices(objectives.models, variants.transformed(stage.plain))
     return Prepared(variants, steps, objectives, limits, asked, stage.plain, stage)
+
+
+def _check_prices(models: Mapping[str, CostModel], trunk: Graph) -> None:
+    """Price the trunk once: a table that cannot be read, or a program that fails, shows now and not after training."""
+    for model in models.values():
+        if not model.measured:
+            model.cost(trunk)
 
 
 def carry_out(prepared: Prepared, facts: dict[str, Any]) -> None:

@@ -135,6 +135,8 @@ def test_measurements_of_two_machines_are_not_mixed(
 def test_what_cannot_be_calibrated_is_refused(graph: Graph, tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="at least one model"):
         calibrating.calibrate([])
+    with pytest.raises(OptionError, match=r"'model.onnx' is no graph: load it"):
+        calibrating.calibrate(["model.onnx"])  # type: ignore[list-item]
     with pytest.raises(OptionError, match="repeats: 0"):
         calibrating.calibrate([graph], repeats=0)
     fused = tmp_path / "t.json"

@@ -309,6 +309,16 @@ def test_fitting_finds_the_figures_again() -> None:
             )
 
 
+def test_one_odd_kernel_does_not_speak_for_its_class() -> None:
+    pairs = measured(0.0, ("resnet_a",))
+    lone = next(kernel for kernel, _ in pairs if kernel.kind == "elementwise")
+    rest = [(kernel, us) for kernel, us in pairs if kernel.kind != "elementwise"]
+    true = device(**TRUTH)
+    found = Device.from_json(fit([*rest, (lone, 10 * kernel_time(lone, true).total)], title="x"), "fit")
+    rate = found.memory.bandwidth_gb_per_s * found.efficiency.elementwise
+    assert rate > 3, "the only pooling of a small network once made additions thirty times too dear"
+
+
 def test_fitted_devices_are_valid_whatever_was_measured() -> None:
     for networks in (("kws_gru",), ("cnn",), ("bert",)):
         content = fit(measured(0.3, networks), routing=RoutingFit(1.0, 0.1, 2.0, 0.2), threads=2, title="x")

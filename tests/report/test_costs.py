@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 from rich.text import Text
 
+import eexform as ee
 from eexform.cost_models import Cost, CostModel, Crossing, Routing, exit_costs, make
 from eexform.errors import OptionError
 from eexform.ir.arithmetic import node_macs
@@ -422,3 +423,8 @@ def test_long_settings_do_not_widen_a_column() -> None:
 def test_figures_have_sensible_units(unit: str, figures: list[float], expected: tuple[str, ...]) -> None:
     scale = tables_costs.Scale(unit, figures)
     assert tuple(map(scale.full, figures)) == expected
+
+
+def test_a_path_is_no_model() -> None:
+    with pytest.raises(OptionError, match=r"'model.onnx' is neither a graph \(ee.load\) nor a plan"):
+        ee.cost("model.onnx", "macs")  # type: ignore[arg-type]

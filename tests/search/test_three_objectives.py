@@ -238,6 +238,13 @@ def test_a_run_with_two_costs(run: Run) -> None:
     assert first["worst"]["objectives"][0] == first["worst"]["macs"]
 
 
+def test_a_table_that_cannot_be_read_shows_before_training(tmp_path: Path) -> None:
+    (tmp_path / "broken.json").write_text("{")
+    with pytest.raises(OptionError, match=r"broken\.json"):
+        start(tmp_path / "run", cost=f"table:device={tmp_path / 'broken.json'}")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_resume_notices_another_device_behind_the_same_name(tmp_path: Path) -> None:
     board = tmp_path / "board.toml"
     board.write_text((Path(_device.__file__).parent / "devices" / "rpi5.toml").read_text())
