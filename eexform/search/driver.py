@@ -178,6 +178,7 @@ class Prepared:
         """What must be the same for a resume, as plain values."""
         variants = self.variants
         options = variants.options.to_json().items()
+        read = files_read(variants.models.values())
         return {
             "trunk_digest": variants.trunk.digest,
             "data_digest": variants.dataset.digest,
@@ -190,7 +191,7 @@ class Prepared:
             "train": variants.train.to_json(),
             "train_digest": variants.train.digest,  # after what it is made from: a difference is named in words
             "limits": self.limits.to_json(),
-            "cost_files": files_read(variants.models.values()),
+            **({"cost_files": read} if read else {}),
             **({} if self.stage is None else {"trunk_options": self.stage.options.to_json()}),
         }
 
