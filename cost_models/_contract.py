@@ -134,7 +134,7 @@ class CostModel(ABC):
         """
         return Routing()
 
-    def between(self, graph: Graph, before: Crossing | None, after: Crossing | None) -> float:
+    def between(self, graph: Graph, before: Crossing | None, after: Crossing | None) -> Cost:
         """What the trunk costs more from one exit to the next because a branch begins and ends there: runtimes fuse
         operators, and keep values in a layout of their own, inside a branch only. Paid by every sample that goes there.
 
@@ -142,8 +142,11 @@ class CostModel(ABC):
             graph: the trunk, or a graph with exits.
             before: the exit that was passed; ``None``: there was none yet.
             after: the next exit; ``None``: the final classifier.
+
+        Returns:
+            The difference as ``total``, and what of the branch the model does not know or had to estimate.
         """
-        return 0.0
+        return Cost(0.0)
 
     def channel_block(self) -> int | None:
         """Channels that the device computes at once, where that is known: other counts cost like the next multiple."""

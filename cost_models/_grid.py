@@ -15,6 +15,7 @@ from eexform.heads import head_graph
 from eexform.heads.portfolio import portfolio
 from eexform.ir.arithmetic import node_macs
 from eexform.ir.cut import cut
+from eexform.ir.extract import extract
 from eexform.ir.graph import Graph
 from eexform.ir.sites import find_sites
 from eexform.progress import Progress, Silent
@@ -63,7 +64,7 @@ def planned(
 
     Args:
         graphs: the models by name.
-        grid: also what pruning and heads would make of them; without, the models' own kernels alone.
+        grid: also what pruning, heads and branches would make of them; without, the models' own kernels alone.
         bindings: sizes of symbolic dimensions other than the batch.
         seed: of the shares that mixtures keep.
         progress: told about every model.
@@ -76,7 +77,7 @@ def planned(
         for name, graph in graphs.items():
             plan.models[name] = plan.add(graph, bindings)
             if grid:
-                for label, made in (*_cut(graph, seed), *_heads(graph, bindings)):
+                for label, made in (*_cut(graph, seed), *_heads(graph, bindings), *_branches(graph)):
                     try:
                         plan.add(made(), bindings)
                     except EexformError as error:
@@ -125,3 +126,14 @@ def _heads(graph: Graph, bindings: Mapping[str, int] | None) -> Iterator[tuple[s
                 f"head {spec} at {site.value}",
                 partial(head_graph, spec, site, num_classes=graph.num_classes),
             )
+
+
+def _branches(graph: Graph) -> Iterator[tuple[str, Callable[[], Graph]]]:
+    """What runs in front of every site and behind it, where an exit there cuts the network in two."""
+    if graph.exits:
+        return
+    made = {tensor.name for node in graph.nodes for tensor in node.outputs}
+    for site in find_sites(graph).sites:
+        ends = [value for value in dict.fromkeys([site.value, *site.live]) if value in made]
+        yield f"in front of {site.value}", partial(extract, graph, graph.inputs, ends)
+        yield f"behind {site.value}", partial(extract, graph, site.live, graph.outputs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 
 from eexform.cost_models._contract import Cost, CostModel
@@ -103,7 +103,13 @@ def _added(model: CostModel, graph: Graph, sites: Sequence[str]) -> tuple[Cost, 
     onward = [*(one.onward for one in routing), *([0.0] * (len(pieces) - len(routing)))]
     own[0] += call
     if graph.exits:
-        own = [cost + extra for cost, extra in zip(own, between(model, graph), strict=True)]
+        branches = between(model, graph)
+        own = [cost + branch.total for cost, branch in zip(own, branches, strict=True)]
+        whole = replace(
+            whole,
+            unknown=tuple(dict.fromkeys(pair for one in (whole, *branches) for pair in one.unknown)),
+            estimated=tuple(dict.fromkeys(pair for one in (whole, *branches) for pair in one.estimated)),
+        )
     if model.per_sample:
         here = [head + decision for head, decision in zip(heads[:-1], decided[:-1], strict=True)]
         paths = along([*accumulate(own)], here, onward[:-1], model.combine)

@@ -91,9 +91,12 @@ class Energy(CostModel):
         decision, onward = (moved * self._per_byte(moved) * 1e-9 for moved in added().bytes(crossing))
         return Routing(decision, onward)
 
-    def between(self, graph: Graph, before: Crossing | None, after: Crossing | None) -> float:
+    def between(self, graph: Graph, before: Crossing | None, after: Crossing | None) -> Cost:
         """``by=power``: power x the latency model's."""
-        return self._watts * self._latency.between(graph, before, after) if self.by == "power" else 0.0
+        if self.by != "power":
+            return Cost(0.0)
+        found = self._latency.between(graph, before, after)
+        return replace(found, total=self._watts * found.total)
 
     def channel_block(self) -> int | None:
         return self._latency.channel_block() if self.by == "power" else None

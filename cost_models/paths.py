@@ -207,14 +207,15 @@ def path_costs(
         model, trunk, [(site.value, site.live) for site in sites if heads.get(site.value)], classes
     )
     routing = [model.routing(trunk, crossing) for crossing in crossings]
-    found: list[Cost] = [whole, *costed]
+    branches = _all_between(model, trunk, crossings)
+    found: list[Cost] = [whole, *costed, *branches.values()]
     return PathCosts(
         trunk=total,
         prefix=prefix,
         head={pair: max(0.0, cost.total - alone) for pair, cost in zip(parts, costed, strict=True)},
         decision={crossing.site: one.decision for crossing, one in zip(crossings, routing, strict=True)},
         onward={crossing.site: one.onward for crossing, one in zip(crossings, routing, strict=True)},
-        between=_all_between(model, trunk, crossings),
+        between={pair: cost.total for pair, cost in branches.items()},
         unit=model.unit,
         per_sample=model.per_sample,
         combine=model.combine,
@@ -263,7 +264,8 @@ def exit_costs(graph: Graph, model: CostModel, *, heads_free: bool = False) -> t
     if heads_free:
         return tuple(paid)
     routing = routing_of(model, graph)
-    return along(paid, [one.decision for one in routing], [one.onward for one in routing], "sum", between(model, graph))
+    apart = [one.total for one in between(model, graph)]
+    return along(paid, [one.decision for one in routing], [one.onward for one in routing], "sum", apart)
 
 
 def routing_of(model: CostModel, graph: Graph) -> list[Routing]:
@@ -272,11 +274,11 @@ def routing_of(model: CostModel, graph: Graph) -> list[Routing]:
     return [model.routing(graph, crossing) for crossing in found] or [Routing() for _ in graph.exits]
 
 
-def between(model: CostModel, graph: Graph) -> list[float]:
+def between(model: CostModel, graph: Graph) -> list[Cost]:
     """What the trunk costs more from exit to exit, the final classifier last (see :meth:`CostModel.between`)."""
     found = crossings_of(model, graph, _exits_of(graph, model), graph.num_classes)
     if not found or type(model).between is CostModel.between:
-        return [0.0] * (len(graph.exits) + 1)
+        return [Cost(0.0)] * (len(graph.exits) + 1)
     return [model.between(graph, before, after) for before, after in pairwise([None, *found, None])]
 
 
@@ -342,7 +344,7 @@ def crossings_of(
     return [Crossing(site, held(site), tuple(map(held, live)), classes, tuple(live)) for site, live in places]
 
 
-def _all_between(model: CostModel, trunk: Graph, crossings: Sequence[Crossing]) -> dict[tuple[str, str], float]:
+def _all_between(model: CostModel, trunk: Graph, crossings: Sequence[Crossing]) -> dict[tuple[str, str], Cost]:
     """Extra cost of the trunk between any two exits of a plan, where each needs all that the ones before it need."""
     if type(model).between is CostModel.between:
         return {}

@@ -83,11 +83,11 @@ class Table(CostModel):
         found = self._opened.routing.routing(crossing)
         return Routing(found.decision / 1e3, found.onward / 1e3)
 
-    def between(self, graph: Graph, before: Crossing | None, after: Crossing | None) -> float:
+    def between(self, graph: Graph, before: Crossing | None, after: Crossing | None) -> Cost:
         """The stretch of trunk as a branch of its own, looked up as onnxruntime executes it there, less what the same
         nodes take inside the whole graph. 0 for tables that do not know how a runtime lays out values."""
         if not self._opened.layouts:
-            return 0.0
+            return Cost(0.0)
         heads = head_nodes(graph)
         every = frozenset().union(*heads)
         given = list(graph.inputs if before is None else before.names)
@@ -98,13 +98,19 @@ class Table(CostModel):
         wanted = [graph.final] if after is None else [after.site, *after.names]
         wanted = [value for value in dict.fromkeys(wanted) if value not in given]
         if not wanted:
-            return 0.0
+            return Cost(0.0)
         branch = extract(graph.replace(exits=()), given, wanted)
         inside, whole = {node.name for node in branch.nodes}, self._kernels(graph)
         prices = self._opened.prices
-        apart = _us(prices.estimates(self._kernels(branch), whole))
-        together = [kernel for kernel in whole if kernel.name in inside]
-        return (apart - _us(prices.estimates(together, whole))) / 1e3
+        called = self._kernels(branch)
+        apart = prices.estimates(called, whole)
+        together = prices.estimates([kernel for kernel in whole if kernel.name in inside], whole)
+        pairs = list(zip(called, apart, strict=True))
+        return Cost(
+            (_us(apart) - _us(together)) / 1e3,
+            unknown=tuple(dict.fromkeys((kernel.name, kernel.op) for kernel, one in pairs if one is None)),
+            estimated=tuple(dict.fromkeys((kernel.name, one.why) for kernel, one in pairs if one and one.why)),
+        )
 
     def channel_block(self) -> int | None:
         device = self._opened.device

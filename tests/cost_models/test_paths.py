@@ -222,9 +222,9 @@ class Routed(Macs):
         assert len(crossing.names) == len(crossing.live)
         return Routing(crossing.classes, 100.0 * sum(value.elements for value in crossing.live))
 
-    def between(self, graph: Graph, before: Crossing | None, after: Crossing | None) -> float:
+    def between(self, graph: Graph, before: Crossing | None, after: Crossing | None) -> Cost:
         assert before or after
-        return 0.5 if before is None else 0.125 if after is None else 0.25
+        return Cost(0.5 if before is None else 0.125 if after is None else 0.25, unknown=(("b", "Branched"),))
 
 
 @pytest.mark.parametrize("text", [CHAIN, BRANCHES])
@@ -237,6 +237,7 @@ def test_routing_is_that_of_the_site(text: str, mask: int) -> None:
     chosen = [site for place, site in enumerate(sites) if mask >> place & 1]
     if not chosen:
         return
+    assert costs.unknown == (("b", "Branched"),), "what a branch holds and the model does not know is named, once"
     paths = costs.path([(site.value, HEAD) for site in chosen])
     plain = price(trunk).path([(site.value, HEAD) for site in chosen])
     carried = [sum(math.prod(trunk.types[name].sample_shape) for name in site.live) for site in chosen]

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from eexform.cost_models import Crossing, Held, _ort_kernels, make, path_costs
+from eexform.cost_models._grid import planned
 from eexform.cost_models._interpolate import Entry, Estimate, Lookup
 from eexform.cost_models._kernels import kernels
 from eexform.cost_models._prices import CLASSES, Prices, Residual, surcharges
@@ -401,3 +402,24 @@ def test_a_branch_is_priced_as_it_is_executed(tmp_path: Path) -> None:
     energy = make("energy", by="power", power_w=2.0, time=f"table:device={tmp_path / 't.json'}")
     priced = path_costs(energy, graph, sites, {site.value: [HeadSpec.parse("none/avg")] for site in sites})
     assert priced.path([("r1", "none/avg")]) == pytest.approx([2 * ms for ms in costs.path([("r1", "none/avg")])])
+
+
+def test_what_only_a_branch_executes_is_measured_or_named(tmp_path: Path) -> None:
+    graph = graph_of(RESIDUAL)
+    sites = [site for site in find_sites(graph).sites if site.value == "r1"]
+    heads = {site.value: [HeadSpec.parse("none/avg")] for site in sites}
+    behind = {(k.op, k.variant, k.sizes) for k in _ort_kernels.kernels(extract(graph, ["r1"], ["scores"]))}
+    operators = planned({"net": graph}).operators
+    assert behind <= set(operators), "the grid holds what an exit would make of the trunk"
+    own = {(k.op, k.variant, k.sizes) for k in _ort_kernels.kernels(graph)}
+    missing = {op for op, *_ in behind} - {op for op, *_ in own}
+    assert missing, "a branch executes operators that the whole network does not"
+    routing = {"decision_us": 4.0, "decision_us_per_class": 0.0, "onward_us": 2.0, "onward_us_per_kib": 0.0}
+    for kept, unknown in ((set(operators), set()), ({key for key in operators if key[0] not in missing}, missing)):
+        timed = [{"op": op, "variant": variant, "sizes": list(sizes), "us": 1.0} for op, variant, sizes in kept]
+        path = tmp_path / f"{len(unknown)}.json"
+        content = {"format": 1, "kernels": "onnxruntime", "table": timed, "runtime": {"routing": routing}}
+        path.write_text(json.dumps(content))
+        costs = path_costs(make("table", device=str(path)), graph, sites, heads)
+        assert unknown <= {op for _, op in costs.unknown}
+        assert bool(costs.unknown) == bool(unknown)

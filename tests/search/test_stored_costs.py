@@ -39,8 +39,8 @@ class Clock(CostModel):
     def routing(self, graph: Graph, crossing: Crossing) -> Routing:
         return Routing(0.5, 0.25 * len(crossing.live))
 
-    def between(self, graph: Graph, before: Crossing | None, after: Crossing | None) -> float:
-        return 0.125 if before is None else -0.125
+    def between(self, graph: Graph, before: Crossing | None, after: Crossing | None) -> Cost:
+        return Cost(0.125 if before is None else -0.125)
 
 
 def test_a_measurement_is_made_once(tmp_path: Path) -> None:
