@@ -19,18 +19,19 @@ import onnx_graphsurgeon as gs
 import torch
 from torch import fx, nn
 
+from eexform.backends.fx_errors import key_of, refused, unknown
+from eexform.backends.fx_numbers import follows_sizes, listed, numbers
 from eexform.backends.fx_tree import Tree, borrowed, common_path, is_path, size_of
 from eexform.backends.torch_types import to_tensor
-from eexform.errors import GraphError, ModelError, suggest
+from eexform.errors import GraphError, ModelError
 from eexform.ir import kinds
 from eexform.ir.graph import Graph
 from eexform.ir.inference import split_dim
 
-_META = "eexform.parameters"
+PARAMETERS = "eexform.parameters"
+"""Key of a raised module's ``meta``: target of every floating-point constant, by its name in the graph."""
 OWNED = ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set")
 """What modules on the same tensors have in common."""
-
-_STANDARD = (None, "", "ai.onnx")
 
 Builder = Callable[["Raiser", gs.Node], "fx.Node | Sequence[fx.Node]"]
 _OPS: dict[str, Builder] = {}
@@ -90,7 +91,7 @@ def fx_parameters(module: fx.GraphModule) -> dict[str, np.ndarray]:
     Raises:
         ModelError: the module was not made by :func:`raise_to_fx`.
     """
-    names = module.meta.get(_META)
+    names = module.meta.get(PARAMETERS)
     if names is None:
         raise ModelError(
             "this module was not made by raise_to_fx: the names of its parameters in the graph are not known"
@@ -132,6 +133,7 @@ class Raiser:
         self._tensors: MutableMapping[str, torch.Tensor] = {} if whole is None else ChainMap({}, whole._tensors)
         self._arguments: set[str] = set()
         self._sizes: dict[str, fx.Node] = {}
+        self.contents: dict[str, np.ndarray | None] = {}  # of shape arithmetic: see eexform.backends.fx_numbers
 
     def inside(self, body: Graph) -> Raiser:
         """A conversion of a body inside this graph: a module of its own, the same tensors for the same constants."""
@@ -149,14 +151,14 @@ class Raiser:
         for tensor in self.source.gs.inputs:
             self.bind(tensor, self.graph.placeholder(self.argument(tensor.name)))
         for node in self.source.nodes:
-            key = node.op if node.domain in _STANDARD else f"{node.domain}::{node.op}"
-            builder = _OPS.get(key)
+            builder = _OPS.get(key_of(node))
             if builder is None:
-                raise ModelError(
-                    f"node {node.name!r}: operator {key!r} cannot be raised to torch ({suggest(key, _OPS)}); "
-                    "register a rule with eexform.backends.fx.op"
-                )
-            found = builder(self, node)
+                raise unknown(self.source.gs, node, _OPS)
+            try:
+                found = builder(self, node)
+            except (ModelError, KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
+                said = refused(self.source.gs, node, error)
+                raise said from (error if said is not error else error.__cause__)
             results = [found] if isinstance(found, fx.Node) else list(found)
             for tensor, result in zip(node.outputs, results, strict=False):
                 self.bind(tensor, result)
@@ -175,7 +177,7 @@ class Raiser:
         for kept in OWNED:
             module.__dict__[kept] = self.root.__dict__[kept]
         module.graph.lint()
-        module.meta[_META] = self.names
+        module.meta[PARAMETERS] = self.names
         return module
 
     @property
@@ -196,9 +198,12 @@ class Raiser:
         return self.operand(node.inputs[place])
 
     def array(self, node: gs.Node, place: int) -> np.ndarray | None:
-        """The content of an input that is a constant, else ``None``."""
+        """The content of a constant input, else ``None``; what the original module trains or keeps is no constant."""
         tensor = node.inputs[place] if self.has(node, place) else None
-        return np.asarray(tensor.values) if isinstance(tensor, gs.Constant) else None
+        if not isinstance(tensor, gs.Constant):
+            return None
+        lives = self._kinds.get(tensor.name) in ("parameter", "buffer") and np.issubdtype(tensor.dtype, np.floating)
+        return None if lives else np.asarray(tensor.values)
 
     def number(self, node: gs.Node, place: int, default: float | None = None) -> Any:
         """An optional scalar input: a Python number where constant, an fx node where computed."""
@@ -208,13 +213,17 @@ class Raiser:
         return self.value(node, place) if array is None else array.reshape(-1)[0].item()
 
     def ints(self, node: gs.Node, place: int, attribute: str | None = None, default: Any = None) -> Any:
-        """A list of integers: from ``attribute`` (older opsets), a constant input, or an fx node where computed."""
+        """A list of integers: from ``attribute`` (older opsets) or an input that is constant, or follows from fixed
+        sizes; else an fx node, of a list where the input follows from sizes, of a tensor where it does not."""
         if attribute is not None and node.attrs.get(attribute) is not None:
             return [int(number) for number in node.attrs[attribute]]
         if not self.has(node, place):
             return default
-        array = self.array(node, place)
-        return self.value(node, place) if array is None else [int(number) for number in array.reshape(-1)]
+        found = numbers(self, node.inputs[place])
+        if found is None:
+            array = self.array(node, place)
+            return self.value(node, place) if array is None else [int(number) for number in array.reshape(-1)]
+        return found if all(isinstance(number, int) for number in found) else self.call(listed, *found)
 
     def shape(self, node: gs.Node, place: int) -> tuple[Any, ...] | None:
         """Shape of an input as far as the graph knows it."""
@@ -232,7 +241,7 @@ class Raiser:
         Numbers where the graph knows them, fx nodes of integers where they follow an input's size: no tensor of sizes
         has to be computed and read, which is slow and which ``torch.export`` cannot follow.
         """
-        if not _follows_sizes(node.inputs[place]):
+        if not follows_sizes(node.inputs[place]):
             return None
         try:
             shape = self.shape_of(node.outputs[0])
@@ -240,16 +249,16 @@ class Raiser:
             return None
         if shape is None:
             return None
-        found = [dim if isinstance(dim, int) else self._size(dim) for dim in shape]
+        found = [dim if isinstance(dim, int) else self.size(dim) for dim in shape]
         return None if any(size is None for size in found) else found
 
-    def _size(self, dim: str | None) -> fx.Node | None:
+    def size(self, dim: str | None) -> fx.Node | None:
         """The integer that a symbolic size stands for, read off an input; ``None`` where no input has it."""
         if dim is None or dim in self._sizes:
             return self._sizes.get(dim or "")
         factor, symbol = split_dim(dim)
         if factor != 1:
-            one = self._size(symbol)
+            one = self.size(symbol)
             found = None if one is None else self.call(operator.mul, one, factor)
         else:
             places = ((tensor, axis) for tensor in self.source.gs.inputs for axis, size in enumerate(tensor.shape or ())
@@ -364,23 +373,6 @@ class Raiser:
         self.targets.setdefault(constant.name, target)
         if np.issubdtype(constant.dtype, np.floating):
             self.names.setdefault(constant.name, target)
-
-
-def _follows_sizes(tensor: gs.Tensor) -> bool:
-    """Whether a value is computed from sizes of others and constants alone."""
-    stack, seen, found = [tensor], set(), False
-    while stack:
-        value = stack.pop()
-        if isinstance(value, gs.Constant) or value.is_empty() or value.name in seen:
-            continue
-        seen.add(value.name)
-        if not value.inputs:
-            return False
-        if value.inputs[0].op in ("Shape", "Size"):
-            found = True
-        else:
-            stack += value.inputs[0].inputs
-    return found
 
 
 @cache

@@ -64,12 +64,15 @@ def _dropout(raiser: Raiser, node: gs.Node) -> fx.Node | Sequence[fx.Node]:
 
 def over_matrix(value: torch.Tensor, kind: str, axis: int) -> torch.Tensor:
     """Operator ``kind`` along the rows of a matrix made of the axes before ``axis`` and those from it on."""
-    rows = math.prod(value.shape[: axis % value.dim()])
-    return _ALONG[kind](value.reshape(rows, -1), dim=1).reshape(value.shape)
+    axis %= value.dim()
+    sizes = math.prod(value.shape[:axis]), math.prod(value.shape[axis:])
+    return _ALONG[kind](value.reshape(sizes), dim=1).reshape(value.shape)
 
 
 def hardmax(value: torch.Tensor, dim: int) -> torch.Tensor:
     """One at the first of the greatest elements, zero elsewhere."""
+    if value.shape[dim] == 0:  # of nothing there is no greatest
+        return torch.zeros_like(value)
     return torch.zeros_like(value).scatter(dim, value.argmax(dim, keepdim=True), 1)
 
 

@@ -237,14 +237,14 @@ def unique(
         return from_ordered(found, value.dtype), first, inverse, counts
     held = value.reshape(-1) if axis is None else value
     along = 0 if axis is None else axis
-    found, inverse, counts = torch.unique(held, sorted=True, return_inverse=True, return_counts=True, dim=along)
+    _, inverse, counts = torch.unique(held.detach(), sorted=True, return_inverse=True, return_counts=True, dim=along)
     places = torch.arange(inverse.numel(), device=value.device)
     first = torch.full_like(counts, inverse.numel()).scatter_reduce(0, inverse, places, "amin")
     if not ordered:
         order = torch.argsort(first)
         rank = torch.argsort(order)
-        found, first, counts, inverse = found.index_select(along, order), first[order], counts[order], rank[inverse]
-    return found, first, inverse, counts
+        first, counts, inverse = first[order], counts[order], rank[inverse]
+    return held.index_select(along, first), first, inverse, counts  # the way that has a gradient
 
 
 def non_max_suppression(

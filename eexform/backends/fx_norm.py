@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import onnx_graphsurgeon as gs
@@ -51,9 +52,9 @@ def _mean_variance(raiser: Raiser, node: gs.Node) -> fx.Node:
 
 
 def rms_norm(value: torch.Tensor, scale: torch.Tensor, axis: int, eps: float, kind: torch.dtype) -> torch.Tensor:
-    """Divided by the root mean square over the axes from ``axis`` on, computed in ``kind``."""
+    """Divided by the root mean square over the axes from ``axis`` on, in ``kind`` or wider."""
     over = list(range(axis % value.dim(), value.dim()))
-    wide = value.to(kind)
+    wide = value.to(torch.promote_types(kind, value.dtype))
     normal = wide * torch.rsqrt((wide * wide).mean(over, keepdim=True) + eps)
     return normal.to(value.dtype) * scale
 
@@ -63,7 +64,7 @@ def layer_norm_parts(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Layer normalisation, its means, and one over its standard deviations, computed in ``kind``."""
     over = list(range(axis % value.dim(), value.dim()))
-    wide = value.to(kind)
+    wide = value.to(torch.promote_types(kind, value.dtype))
     centre = wide.mean(over, keepdim=True)
     inverse = torch.rsqrt((wide - centre).square().mean(over, keepdim=True) + eps)
     normal = ((wide - centre) * inverse).to(value.dtype) * scale
@@ -76,7 +77,7 @@ def group_norm(
     if per_group:
         repeats = value.shape[1] // groups
         scale, bias = scale.repeat_interleave(repeats), bias.repeat_interleave(repeats)
-    return F.group_norm(value, groups, scale, bias, eps)
+    return torch.group_norm(value, groups, scale, bias, eps)  # the one in F refuses groups of one element
 
 
 def lp_norm(value: torch.Tensor, power: int, axis: int) -> torch.Tensor:
@@ -98,7 +99,25 @@ def local_response_norm(value: torch.Tensor, size: int, alpha: float, beta: floa
 def mean_variance_norm(value: torch.Tensor, axes: list[int]) -> torch.Tensor:
     """``(x - mean) / (deviation + 1e-9)`` over the axes."""
     centred = value - value.mean(axes, keepdim=True)
-    return centred / (centred.square().mean(axes, keepdim=True).sqrt() + 1e-9)
+    deviation = torch.linalg.vector_norm(centred, 2, axes, keepdim=True)  # its gradient at zero is zero, not NaN
+    return centred / (deviation / math.sqrt(math.prod(value.shape[axis] for axis in axes)) + 1e-9)
+
+
+def batch_norm(
+    value: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor, mean: torch.Tensor, var: torch.Tensor, eps: float
+) -> torch.Tensor:
+    """Normalised with statistics that are computed: torch's own function has no gradient for these."""
+    channels = [-1, *[1] * (value.dim() - 2)]
+    factor = scale * torch.rsqrt(var + eps)
+    return value * factor.reshape(channels) + (bias - mean * factor).reshape(channels)
+
+
+def instance_norm(value: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor, eps: float) -> torch.Tensor:
+    """Normalised over the places of each channel of each sample."""
+    if value.shape[0] == 0 or math.prod(value.shape[2:]) == 1:  # torch refuses an empty batch and single places
+        channels = [-1, *[1] * (value.dim() - 2)]
+        return (value - value) * scale.reshape(channels) + bias.reshape(channels)
+    return F.instance_norm(value, weight=scale, bias=bias, eps=eps)
 
 
 def batch_norm_training(

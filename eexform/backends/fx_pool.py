@@ -212,7 +212,9 @@ def lp_pool(
     """Norm over windows with any padding and dilation."""
     begins, ends, _ = _amounts(value, kernel, stride, dilation, pads, auto, ceil)
     padded = F.pad(value.abs() ** power, flat_pads(begins, ends))
-    return _window_sum(padded, kernel, stride, dilation) ** (1.0 / power)
+    total = _window_sum(padded, kernel, stride, dilation)
+    none = total == 0  # a root has no finite gradient there
+    return torch.where(none, torch.zeros_like(total), torch.where(none, 1.0, total) ** (1.0 / power))
 
 
 def max_unpool(

@@ -16,6 +16,7 @@ from torch import fx
 
 from eexform.backends.fx import Raiser, op
 from eexform.backends.fx_cast import cast_node, element_of
+from eexform.backends.fx_nn import pad_same
 from eexform.backends.fx_wide import to_signed
 from eexform.backends.torch_types import torch_type
 from eexform.errors import ModelError
@@ -85,15 +86,15 @@ def _precision(node: gs.Node) -> torch.dtype | None:
     return torch_type(int(node.attrs["precision"])) if node.attrs.get("precision") else None
 
 
-def _conv_form(raiser: Raiser, node: gs.Node, weight: int) -> tuple[list[int], list[int], list[int], int]:
-    """Strides, paddings in torch's order, dilations, groups."""
+def _conv_form(raiser: Raiser, node: gs.Node, weight: int) -> tuple[list[int], list[int], list[int], int, str]:
+    """Strides, paddings in torch's order, dilations, groups, ``auto_pad``."""
     rank = len(raiser.shape(node, weight) or ()) - 2
-    if rank not in _CONV or node.attrs.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
-        raise ModelError(f"node {node.name!r} ({node.op}): {rank} spatial axes or auto_pad cannot be raised to torch")
+    if rank not in _CONV:
+        raise ModelError(f"node {node.name!r} ({node.op}): {rank} spatial axes cannot be raised; torch has 1 to 3")
     pads = [int(amount) for amount in node.attrs.get("pads") or [0] * (2 * rank)]
     flat = [amount for place in reversed(range(rank)) for amount in (pads[place], pads[rank + place])]
     strides, dilations = ([int(n) for n in node.attrs.get(key) or [1] * rank] for key in ("strides", "dilations"))
-    return strides, flat, dilations, int(node.attrs.get("group", 1))
+    return strides, flat, dilations, int(node.attrs.get("group", 1)), str(node.attrs.get("auto_pad", "NOTSET"))
 
 
 # -- torch functions -----------------------------------------------------------------------------------------------
@@ -188,12 +189,15 @@ def conv_integer(
     pads: Sequence[int],
     dilations: Sequence[int],
     groups: int,
+    auto: str,
 ) -> torch.Tensor:
     """As ``int32``; padding stands for the value's zero point. Computed in double precision, which is exact here."""
     x, w = value.to(torch.float64), weight.to(torch.float64)
     x = x if value_zero is None else x - value_zero.to(x.dtype)
     w = w if weight_zero is None else w - weight_zero.to(w.dtype).reshape(-1, *[1] * (w.dim() - 1))
-    found = _CONV[w.dim() - 2](F.pad(x, list(pads)), w, None, strides, 0, dilations, groups)
+    same = auto in ("SAME_UPPER", "SAME_LOWER")
+    x = pad_same(x, w, strides, dilations, auto == "SAME_UPPER") if same else F.pad(x, list(pads))
+    found = _CONV[w.dim() - 2](x, w, None, strides, 0, dilations, groups)
     return found.round().to(torch.int32)
 
 

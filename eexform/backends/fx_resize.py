@@ -134,8 +134,6 @@ def resize(
     result = value if mode == "nearest" or value.is_floating_point() else value.to(torch.float32)
     beyond: list[tuple[int, torch.Tensor]] = []
     for axis, form in plan.items():
-        if form.size == form.length and form.scale == 1.0 and coordinates != "tf_crop_and_resize":
-            continue
         at = _coordinates(form, coordinates, value.device)
         if coordinates == "tf_crop_and_resize":
             beyond.append((axis, (at < 0) | (at > form.length - 1)))
@@ -162,6 +160,7 @@ def _plan(
     coordinates: str,
     policy: str,
 ) -> dict[int, Axis]:
+    """How each axis is resized; those that stay as they are are left out."""
     crop = coordinates == "tf_crop_and_resize" and roi is not None
     bounds = [float(number) for number in roi] if crop and roi is not None else []
     starts = bounds[: len(axes)] or [0.0] * len(axes)
@@ -170,18 +169,18 @@ def _plan(
     if scales is not None and len(scales):
         ratios = [float(scale) for scale in scales]
         wanted = [
-            math.floor(length * (end - start) * ratio)
+            length if ratio == 1.0 and not crop else math.floor(length * (end - start) * ratio)
             for length, ratio, start, end in zip(lengths, ratios, starts, ends, strict=True)
         ]
     else:
         wanted = as_ints(sizes if sizes is not None else [])
-        ratios = [size / length for size, length in zip(wanted, lengths, strict=True)]
+        ratios = [1.0 if size == length else size / length for size, length in zip(wanted, lengths, strict=True)]
         if policy != "stretch":
             ratio = min(ratios) if policy == "not_larger" else max(ratios)
             ratios, wanted = [ratio] * len(axes), [math.floor(ratio * length + 0.5) for length in lengths]
-    return {
-        axis: Axis(*form) for axis, *form in zip(axes, lengths, wanted, ratios, starts, ends, strict=True)
-    }  # fmt: skip
+    found = zip(axes, lengths, wanted, ratios, starts, ends, strict=True)
+    # an axis that stays as it is, such as the batch, is not looked at: it may be empty, or free in torch.export
+    return {axis: Axis(*form) for axis, *form in found if crop or form[2] != 1.0 or form[1] != form[0]}
 
 
 def _is_interpolate(value: torch.Tensor, plan: dict[int, Axis], coordinates: str) -> bool:
@@ -190,7 +189,7 @@ def _is_interpolate(value: torch.Tensor, plan: dict[int, Axis], coordinates: str
         return False
     if not value.is_floating_point():
         return False
-    kept = all(form.size == form.length for axis, form in plan.items() if axis < 2)
+    kept = all(axis > 1 for axis in plan)
     exact = all(abs(form.scale * form.length - form.size) < 1e-6 for form in plan.values())
     # torch's half-pixel coordinates below zero count as zero, which for linear weights is the edge as well
     return kept and exact and all(form.size > 1 for axis, form in plan.items() if axis > 1)

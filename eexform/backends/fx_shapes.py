@@ -15,6 +15,7 @@ import torch.nn.functional as F  # noqa: N812  (its usual name)
 from torch import fx
 
 from eexform.backends.fx import Raiser, op
+from eexform.backends.fx_numbers import numbers
 from eexform.backends.fx_wide import SIGNED, has_wide, on_signed
 from eexform.backends.torch_types import to_tensor, torch_type
 from eexform.errors import ModelError
@@ -165,12 +166,13 @@ def _shape(raiser: Raiser, node: gs.Node) -> fx.Node:
 def _constant_of_shape(raiser: Raiser, node: gs.Node) -> fx.Node:
     value = node.attrs.get("value")
     held = torch.zeros(1) if value is None else to_tensor(_loaded(value) if isinstance(value, gs.Constant) else value)
-    return raiser.call(filled, raiser.value(node, 0), held.reshape(-1)[0].item(), held.dtype)
+    return raiser.call(filled, raiser.value(node, 0), raiser.ints(node, 0), held.reshape(-1)[0].item(), held.dtype)
 
 
 @op("Range")
 def _range(raiser: Raiser, node: gs.Node) -> fx.Node:
-    return raiser.call(count_up, *(raiser.value(node, place) for place in range(3)))
+    form = raiser.ints if all(numbers(raiser, tensor) is not None for tensor in node.inputs) else raiser.value
+    return raiser.call(count_up, raiser.value(node, 0), *(form(node, place) for place in range(3)))
 
 
 @op("EyeLike")
@@ -190,14 +192,14 @@ def _trilu(raiser: Raiser, node: gs.Node) -> fx.Node:
 
 @op("DepthToSpace")
 def _depth_to_space(raiser: Raiser, node: gs.Node) -> fx.Node:
-    function = F.pixel_shuffle if node.attrs.get("mode", "DCR") == "CRD" else depth_to_space
-    return raiser.call(function, raiser.value(node, 0), int(node.attrs["blocksize"]))
+    depth_first = node.attrs.get("mode", "DCR") != "CRD"
+    return raiser.call(depth_to_space, raiser.value(node, 0), int(node.attrs["blocksize"]), depth_first)
 
 
 @op("SpaceToDepth")
 def _space_to_depth(raiser: Raiser, node: gs.Node) -> fx.Node:
-    function = F.pixel_unshuffle if node.attrs.get("mode", "DCR") == "CRD" else space_to_depth
-    return raiser.call(function, raiser.value(node, 0), int(node.attrs["blocksize"]))
+    depth_first = node.attrs.get("mode", "DCR") != "CRD"
+    return raiser.call(space_to_depth, raiser.value(node, 0), int(node.attrs["blocksize"]), depth_first)
 
 
 @op("CenterCropPad")
@@ -265,7 +267,7 @@ def unsqueeze(value: torch.Tensor, axes: Ints) -> torch.Tensor:
 
 
 def reverse_axes(value: torch.Tensor) -> torch.Tensor:
-    return value.permute(*reversed(range(value.dim())))
+    return value.permute(list(reversed(range(value.dim()))))
 
 
 def expand(value: torch.Tensor, shape: Ints) -> torch.Tensor:
@@ -323,14 +325,18 @@ def shape_of(value: torch.Tensor, start: int, end: int | None) -> torch.Tensor:
     return torch.tensor(list(value.shape)[start:end], dtype=torch.int64, device=value.device)
 
 
-def filled(shape: torch.Tensor, fill: float, dtype: torch.dtype) -> torch.Tensor:
-    return torch.full(as_ints(shape), fill, dtype=dtype, device=shape.device)
+def filled(place: torch.Tensor, shape: Ints, fill: float, dtype: torch.dtype) -> torch.Tensor:
+    """On the device of ``place``."""
+    return torch.full(as_ints(shape), fill, dtype=dtype, device=place.device)
 
 
-def count_up(start: torch.Tensor, limit: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
-    numbers = (start.item(), limit.item(), delta.item())
-    kind = SIGNED.get(start.dtype, start.dtype)
-    return torch.arange(*numbers, dtype=kind, device=start.device).to(start.dtype)
+def count_up(place: torch.Tensor, start: Any, limit: Any, delta: Any) -> torch.Tensor:
+    """On the device of ``place`` and in its type; the numbers are lists or tensors of one."""
+    given = [item.item() if isinstance(item, torch.Tensor) else item[0] for item in (start, limit, delta)]
+    kind = SIGNED.get(place.dtype, place.dtype)
+    if (given[1] - given[0]) * given[2] <= 0:  # nothing lies between, which torch takes for a mistake
+        return place.new_empty(0)
+    return torch.arange(*given, dtype=kind, device=place.device).to(place.dtype)
 
 
 def eye_like(value: torch.Tensor, diagonal: int, dtype: torch.dtype | None) -> torch.Tensor:
@@ -344,17 +350,23 @@ def triangle(value: torch.Tensor, diagonal: torch.Tensor | int, upper: bool) -> 
     return (torch.triu if upper else torch.tril)(value, int(diagonal))
 
 
-def depth_to_space(value: torch.Tensor, block: int) -> torch.Tensor:
-    """Mode DCR: the place inside a block is the outer part of the channel (``pixel_shuffle`` has it as the inner)."""
+def depth_to_space(value: torch.Tensor, block: int, depth_first: bool) -> torch.Tensor:
+    """Channels to blocks of places; ``depth_first``: the channel's index has the place in the block in front."""
     batch, depth, height, width = value.shape
-    parts = value.reshape(batch, block, block, depth // block**2, height, width)
-    return parts.permute(0, 3, 4, 1, 5, 2).reshape(batch, depth // block**2, height * block, width * block)
+    kept = depth // block**2  # not F.pixel_shuffle, whose gradient fails on an empty batch
+    if depth_first:
+        parts = value.reshape(batch, block, block, kept, height, width).permute(0, 3, 4, 1, 5, 2)
+    else:
+        parts = value.reshape(batch, kept, block, block, height, width).permute(0, 1, 4, 2, 5, 3)
+    return parts.reshape(batch, kept, height * block, width * block)
 
 
-def space_to_depth(value: torch.Tensor, block: int) -> torch.Tensor:
+def space_to_depth(value: torch.Tensor, block: int, depth_first: bool) -> torch.Tensor:
+    """The inverse of :func:`depth_to_space`."""
     batch, depth, height, width = value.shape
     parts = value.reshape(batch, depth, height // block, block, width // block, block)
-    return parts.permute(0, 3, 5, 1, 2, 4).reshape(batch, depth * block**2, height // block, width // block)
+    parts = parts.permute(0, 3, 5, 1, 2, 4) if depth_first else parts.permute(0, 1, 3, 5, 2, 4)
+    return parts.reshape(batch, depth * block**2, height // block, width // block)
 
 
 def center_crop_pad(value: torch.Tensor, shape: Ints, axes: Sequence[int] | None) -> torch.Tensor:
@@ -371,6 +383,6 @@ def center_crop_pad(value: torch.Tensor, shape: Ints, axes: Sequence[int] | None
     return F.pad(value, _flat(around, value.dim())) if around else value
 
 
-def as_ints(numbers: Ints) -> list[int]:
-    """Plain integers, wherever they come from."""
-    return [int(number) for number in (numbers.reshape(-1).tolist() if isinstance(numbers, torch.Tensor) else numbers)]
+def as_ints(given: Ints) -> list[int]:
+    """Plain integers, wherever they come from; sizes stay what they are, or a tracer would take them for fixed."""
+    return given.reshape(-1).to(torch.int64).tolist() if isinstance(given, torch.Tensor) else list(given)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -13,6 +14,7 @@ import torch
 from torch import fx, nn
 
 from eexform.backends.fx import OWNED, Raiser
+from eexform.backends.settled import settled
 from eexform.backends.staging import Part, divide
 from eexform.errors import DataError, ModelError, OptionError
 from eexform.ir.graph import Graph
@@ -77,13 +79,18 @@ class MultiExitModule(nn.Module):
     graph_module: fx.GraphModule
     _segments: tuple[Segment, ...]
     _thresholds: tuple[float, ...]
+    _kinds: tuple[TensorType, ...]
 
     def __init__(
-        self, whole: fx.GraphModule, segments: Sequence[Segment], inputs: Sequence[str], thresholds: Sequence[float]
+        self,
+        whole: fx.GraphModule,
+        segments: Sequence[Segment],
+        inputs: Mapping[str, TensorType],
+        thresholds: Sequence[float],
     ) -> None:
         """Put together what :func:`to_torch` has raised; all modules hold the same tensors."""
         super().__init__()
-        self.inputs = tuple(inputs)
+        self.inputs, self._kinds = tuple(inputs), tuple(inputs.values())
         # plain attributes: as children, every parameter would have several names
         self.__dict__["graph_module"], self.__dict__["_segments"] = whole, tuple(segments)
         self.thresholds = thresholds
@@ -97,7 +104,14 @@ class MultiExitModule(nn.Module):
 
     @thresholds.setter
     def thresholds(self, values: Sequence[float]) -> None:
-        found = tuple(map(float, values))
+        try:
+            found = tuple(map(float, values))
+        except (TypeError, ValueError) as error:
+            raise OptionError(f"thresholds: expected numbers, one per exit, found {values!r}") from error
+        if any(map(math.isnan, found)):
+            raise OptionError(
+                f"thresholds: {list(found)} holds NaN, which no confidence reaches; inf is never, -inf is always"
+            )
         if len(found) != len(self._segments) - 1:
             raise OptionError(f"thresholds: expected {len(self._segments) - 1}, one per exit, found {len(found)}")
         self._thresholds = found
@@ -117,7 +131,8 @@ class MultiExitModule(nn.Module):
             Segment(copy.deepcopy(each.module, memo), each.inputs, each.hands_on, each.live, each.kept)
             for each in self._segments
         ]
-        copied = MultiExitModule(whole, segments, self.inputs, self.thresholds)
+        inputs = dict(zip(self.inputs, self._kinds, strict=True))
+        copied = MultiExitModule(whole, segments, inputs, self.thresholds)
         memo[id(self)] = copied
         return copied.train(self.training)
 
@@ -174,7 +189,10 @@ class MultiExitModule(nn.Module):
                 f"the network takes the inputs {list(self.inputs)}, found {len(inputs)} by place and {sorted(named)} "
                 "by name"
             )
-        return [*inputs, *(named[name] for name in rest)]
+        found = [*inputs, *(named[name] for name in rest)]
+        for name, kind, value in zip(self.inputs, self._kinds, found, strict=True):
+            _check(name, kind, value)
+        return found
 
 
 def to_torch(graph: Graph | Planned) -> nn.Module:
@@ -201,15 +219,17 @@ def to_torch(graph: Graph | Planned) -> nn.Module:
     whole.run()
     if not graph.exits:
         return whole.build().eval()
-    parts = divide(graph, [graph.final])
-    raised = [_raised(graph, part, whole) for part in parts]
+    fixed = settled(graph)  # the whole keeps its arithmetic: constants made of it would be keys of the state dict
+    parts = divide(fixed, [graph.final])
+    raised = [_raised(fixed, part, whole) for part in parts]
     segments, needed = [], frozenset[str]()
     for part, raiser in reversed(list(zip(parts, raised, strict=True))):
         live = tuple((name, int(graph.types[name].batch_axis or 0)) for name in part.block.live)
         segments.append(Segment(raiser.build(), tuple(part.inputs()), tuple(part.hands_on), live, needed))
         needed |= set(part.inputs())
     thresholds = [item.threshold for item in graph.exits]
-    return MultiExitModule(whole.build(), segments[::-1], graph.inputs, thresholds).eval()
+    inputs = {name: graph.types[name] for name in graph.inputs}
+    return MultiExitModule(whole.build(), segments[::-1], inputs, thresholds).eval()
 
 
 def _raised(graph: Graph, part: Part, whole: Raiser) -> Raiser:
@@ -231,6 +251,24 @@ def _raised(graph: Graph, part: Part, whole: Raiser) -> Raiser:
     raiser = Raiser(graph.replace(plain, exits=()), whole)
     raiser.run()
     return raiser
+
+
+def _check(name: str, kind: TensorType, value: object) -> None:
+    """Whether ``value`` can be what the network takes as its input ``name``; any width of number will do."""
+    if not isinstance(value, torch.Tensor):
+        raise DataError(f"input {name!r}: expected a tensor, found {type(value).__name__}")
+    wanted = kind.shape
+    sizes = list(value.shape)
+    if wanted is not None and (
+        len(wanted) != len(sizes)
+        or any(isinstance(dim, int) and dim != size for dim, size in zip(wanted, sizes, strict=True))
+    ):
+        raise DataError(
+            f"input {name!r}: expected the shape {[dim if dim is not None else '?' for dim in wanted]}, found {sizes}; "
+            "all sizes but the batch are those that the graph was loaded with"
+        )
+    if kind.dtype is not None and (kind.dtype.kind == "f") != value.is_floating_point():
+        raise DataError(f"input {name!r}: expected {kind.dtype} numbers, found {value.dtype}")
 
 
 def _typed(name: str, kind: TensorType) -> gs.Variable:

@@ -12,6 +12,7 @@ import onnx_graphsurgeon as gs
 import onnxruntime
 
 from eexform.errors import GraphError, ModelError, suggest
+from eexform.foreign import about
 from eexform.ir.graph import Graph
 from eexform.ir.serialize import EXTERNAL_ABOVE, save, to_model, weight_bytes
 
@@ -62,7 +63,10 @@ def session(
         return _open(model, options, providers)
     if not Path(model).is_file():
         raise ModelError(f"{model}: no such file")
-    return _open(str(model), options, providers)
+    try:
+        return _open(str(model), options, providers)
+    except ModelError as error:
+        raise ModelError(about(model) or f"{model}: {error}") from error
 
 
 def run(

@@ -7,6 +7,7 @@ batch size, and returns class scores [N, classes], exit index (int64 [N]) and co
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 from collections.abc import Iterator
@@ -115,10 +116,31 @@ def save_torch(graph: Graph, path: str | Path) -> None:
         GraphError: see :func:`lower_torch`.
         StorageError: it cannot be written.
     """
-    program = lower_torch(graph)
+    write(packed(lower_torch(graph), graph), path)
+
+
+def packed(program: torch.export.ExportedProgram, graph: Graph) -> bytes:
+    """The content of a ``.pt2`` file: the program of ``graph`` and its description."""
     described = json.dumps(metadata.build(graph, "torch"), indent=2, sort_keys=True)
-    with writing(path) as temporary, open(temporary, "wb") as stream:
-        torch.export.save(program, stream, extra_files={DESCRIPTION: described})
+    stream = io.BytesIO()
+    torch.export.save(program, stream, extra_files={DESCRIPTION: described})
+    return stream.getvalue()
+
+
+def unpacked(content: bytes) -> torch.export.ExportedProgram:
+    """What :func:`packed` gave, in this very process, read back: never for a file, whose content could do anything."""
+    with _quiet():  # sizes that the deserialiser has no use for
+        return torch.export.load(io.BytesIO(content))
+
+
+def write(content: bytes, path: str | Path) -> None:
+    """Write a ``.pt2``, whole or not at all.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    with writing(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def _example(graph: Graph) -> tuple[tuple[torch.Tensor, ...], tuple[dict[int, Any], ...]]:

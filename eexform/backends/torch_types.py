@@ -39,7 +39,7 @@ def to_tensor(array: np.ndarray) -> torch.Tensor:
     if kind is not None:
         return torch.from_numpy(np.array(array).view(kind[1])).view(kind[0])
     try:
-        return torch.from_numpy(np.array(array)) if array.ndim else torch.tensor(array[()])
+        return torch.from_numpy(np.array(array))
     except TypeError as error:
         raise ModelError(f"elements of type {array.dtype.name} do not exist in torch") from error
 

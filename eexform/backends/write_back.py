@@ -11,7 +11,7 @@ import onnx_graphsurgeon as gs
 import torch
 from torch import fx, nn
 
-from eexform.backends.fx import Raiser, fx_parameters
+from eexform.backends.fx import PARAMETERS, Raiser
 from eexform.backends.metadata import TRUNK
 from eexform.backends.torch_types import to_array
 from eexform.errors import ModelError
@@ -52,7 +52,8 @@ def write_back(graph: Graph, source: nn.Module | Mapping[str, torch.Tensor], *, 
                 f"parameter {name!r}: the graph has shape {list(old.shape)}, the module {list(array.shape)}; "
                 "give the module that was made from this graph"
             )
-        values = np.ascontiguousarray(array, dtype=old.dtype).reshape(old.shape)
+        with np.errstate(over="ignore"):  # what is too large is infinite then, and named below
+            values = np.ascontiguousarray(array, dtype=old.dtype).reshape(old.shape)
         if np.array_equal(values, old, equal_nan=True):  # a mask of minus infinity stays as it is
             continue
         if not np.isfinite(values).all():
@@ -75,12 +76,25 @@ def write_back(graph: Graph, source: nn.Module | Mapping[str, torch.Tensor], *, 
 
 def _by_name(graph: Graph, source: nn.Module | Mapping[str, torch.Tensor], strict: bool) -> dict[str, np.ndarray]:
     flat: Any = getattr(source, "graph_module", source)
-    if isinstance(flat, fx.GraphModule) and _made_here(flat):
-        found = fx_parameters(flat)
+    if isinstance(flat, fx.GraphModule) and PARAMETERS in flat.meta:
+        held = {
+            **dict(flat.named_parameters(remove_duplicate=False)),
+            **dict(flat.named_buffers(remove_duplicate=False)),
+        }
+        lost = sorted(set(flat.meta[PARAMETERS].values()) - set(held))
+        if lost:
+            raise ModelError(
+                f"the module has no {lost[0]!r} any more: remove parametrisations (weight norm, pruning) and put "
+                "replaced sub-modules back, or give a state dict with the original's keys"
+            )
+        found = {name: _array(target, held[target]) for name, target in flat.meta[PARAMETERS].items()}
         needed = {name for name, constant in graph.constants.items() if _counts(constant)}
         _refuse(needed & set(_targets(graph)) - set(found), set(found) - set(graph.constants), strict)
         return {name: array for name, array in found.items() if name in graph.constants}
     state = source.state_dict() if isinstance(source, nn.Module) else dict(source)
+    odd = [key for key in state if not isinstance(key, str)]
+    if odd:
+        raise ModelError(f"the keys of a state dict are names, found {odd[0]!r}")
     if state and all(key.startswith("module.") for key in state):
         state = {key.removeprefix("module."): tensor for key, tensor in state.items()}
     return _from_state(graph, state, strict)
@@ -100,7 +114,7 @@ def _from_state(graph: Graph, state: Mapping[str, torch.Tensor], strict: bool) -
                 missing.add(target)
                 continue
             target = other
-        arrays[name] = to_array(state[target])
+        arrays[name] = _array(target, state[target])
     for alias, path in aliases.items():
         if alias in state and path in state and not torch.equal(state[alias], state[path]):
             raise ModelError(f"{alias!r} and {path!r} are one tensor in the graph, but differ in the state dict")
@@ -132,12 +146,16 @@ def _targets(graph: Graph) -> dict[str, str]:
     return dict(raiser.targets)
 
 
-def _made_here(module: fx.GraphModule) -> bool:
-    try:
-        fx_parameters(module)
-    except ModelError:
-        return False
-    return True
+def _array(key: str, tensor: object) -> np.ndarray:
+    """The numbers of a tensor of a module; narrow ones (bfloat16) as they are, for the graph's own type to hold."""
+    if not isinstance(tensor, torch.Tensor):
+        raise ModelError(f"{key!r}: expected a tensor, found {type(tensor).__name__}")
+    if tensor.is_meta:
+        raise ModelError(f"{key!r} lies on the meta device, which holds no numbers: load the trained state dict first")
+    if not tensor.is_floating_point():
+        raise ModelError(f"{key!r}: expected floating-point numbers, found {tensor.dtype}")
+    plain = tensor.detach().to_dense() if tensor.layout is not torch.strided else tensor
+    return np.asarray(to_array(plain))
 
 
 def _counts(constant: gs.Constant) -> bool:

@@ -169,3 +169,58 @@ def test_gradients_flow_through_the_exit_at_which_a_sample_left():
 def test_only_graphs_and_plans_become_modules() -> None:
     with pytest.raises(ModelError, match=r"takes a graph .* or a plan of a run .*, not str"):
         to_torch("model.onnx")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("wrong", [(np.nan, 0.5, 0.5), "abc", None, 0.5])
+def test_thresholds_that_are_no_numbers_are_refused(wrong):
+    module = to_torch(nets.with_exits("resnet", COUNT))
+    with pytest.raises(OptionError, match="thresholds: "):
+        module.thresholds = wrong
+    assert module.thresholds == (0.5,) * COUNT
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        (
+            "resnet",
+            torch.zeros(2, 4, 16, 16),
+            r"'image': expected the shape \['N', 3, 16, 16\], found \[2, 4, 16, 16\]",
+        ),
+        ("resnet", torch.zeros(3, 16, 16), "expected the shape"),
+        ("resnet", torch.zeros(2, 3, 16, 16, dtype=torch.int64), "expected float32 numbers, found torch.int64"),
+        ("resnet", np.zeros((2, 3, 16, 16), np.float32), "expected a tensor, found ndarray"),
+        ("bert", torch.zeros(2, 7), "'input_ids': expected int64 numbers, found torch.float32"),
+    ],
+)
+def test_inputs_that_do_not_fit_are_named(name, value, says):
+    module = to_torch(nets.with_exits(name, 2))
+    inputs = [value, *tensors(zoo.feeds(name, 2, seed=1))[1:]]
+    for called in (module, copy.deepcopy(module), module.all_exits):
+        with pytest.raises(DataError, match=says):
+            called(*inputs)
+
+
+@pytest.mark.parametrize("name", ["resnet", "vit", "swin", "bert"])
+def test_nothing_stays_behind_on_another_device(name):
+    module = to_torch(nets.with_exits(name, 2)).to("meta")
+    inputs = [value.to("meta") for value in tensors(zoo.feeds(name, 4, seed=1))]
+    found = [*module.all_exits(*inputs)]
+    pool = dict(zip(module.inputs, inputs, strict=True))
+    for segment in module._segments:
+        scores, confidence, *made = segment.module(*(pool[value] for value in segment.inputs))
+        pool.update(zip(segment.hands_on, made, strict=True))
+        found += [scores, confidence]
+    assert {value.device.type for value in found} == {"meta"}
+
+
+def test_it_runs_compiled_and_under_inference_mode():
+    module = to_torch(nets.set_thresholds(nets.with_exits("resnet", 2), nets.spread(nets.scores("resnet", 2, SAMPLES))))
+    inputs = tensors(zoo.feeds("resnet", SAMPLES, seed=3))
+    expected = decisions(module, zoo.feeds("resnet", SAMPLES, seed=3))
+    with torch.inference_mode():
+        np.testing.assert_array_equal(module(*inputs).exit_index.numpy(), expected.exit_index)
+    with torch.no_grad():
+        found = torch.compile(module, backend="eager")(*inputs)
+    np.testing.assert_array_equal(found.exit_index.numpy(), expected.exit_index)
+    assert len(set(expected.exit_index.tolist())) > 1
