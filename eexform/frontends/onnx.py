@@ -20,6 +20,7 @@ from onnx_graphsurgeon.logger import G_LOGGER
 from onnx_graphsurgeon.util.exception import OnnxGraphSurgeonException
 
 from eexform.errors import EexformError, GraphError, ModelError
+from eexform.foreign import about
 from eexform.frontends import batch, classifier, names, opset, skeleton
 from eexform.frontends.external import ExternalData, is_external, tensors
 from eexform.frontends.opset import first_line
@@ -58,13 +59,14 @@ def load(
     path = Path(path)
     if not path.exists():
         raise ModelError(f"{path}: no such file")
-    if not path.is_file():
-        raise ModelError(f"{path}: not a file; give the .onnx file itself")
+    if not path.is_file() or not path.stat().st_size:
+        raise ModelError(about(path) or f"{path}: not a file; give the .onnx file itself")
     try:
         model = onnx.load(path, load_external_data=False)
     except Exception as error:  # protobuf's DecodeError and OSError share no base class
         raise ModelError(
-            f"{path}: cannot be read as an ONNX model ({first_line(error)}); it is truncated, damaged or "
+            about(path)
+            or f"{path}: cannot be read as an ONNX model ({first_line(error)}); it is truncated, damaged or "
             "another kind of file"
         ) from error
     try:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from eexform.errors import EexformError, ModelError, OptionError
 from eexform.frontends import onnx as onnx_door
-from eexform.frontends import torch_clean, torch_export, torch_outputs
+from eexform.frontends import torch_clean, torch_export, torch_outputs, torch_state
 from eexform.frontends.torch_reference import from_reference
 from eexform.frontends.torch_weights import load_weights
 from eexform.ir.exits import Scores
@@ -75,10 +75,11 @@ def from_module(
     named = dict(sorted(named.items(), key=lambda item: order.index(item[0]) if item[0] in order else len(order)))
     if any(tensor.device.type != "cpu" for tensor in (*module.parameters(), *module.buffers())):
         module = copy.deepcopy(module).cpu()
-    with torch_export.as_found(module):
-        chosen = torch_outputs.choose(torch_export.run(module, arguments, named), output, _batch(arguments, named))
+    with torch_state.as_found(module):
+        result = torch_export.run(module, arguments, named)
+        chosen = torch_outputs.choose(result, output, _batch(arguments, named))
         with torch_export.giving(module, chosen):
-            model = torch_export.export(module, arguments, named, opset=opset)
+            model = torch_export.export(module, arguments, named, opset=opset, expected=chosen(result))
         origins = torch_clean.tidy(model, module, chosen.name)
         proto = onnx_ir.to_proto(model)
     proto.graph.name = type(module).__name__
@@ -114,10 +115,17 @@ def _refuse_random(module: nn.Module, graph: Graph, origins: Mapping[str, Origin
 
 
 def _kinds(module: nn.Module, graph: Graph) -> dict[str, Kind]:
-    parameters = {name for name, _ in module.named_parameters(remove_duplicate=False)}
-    buffers = {name for name, _ in module.named_buffers(remove_duplicate=False)}
+    parameters = dict(module.named_parameters(remove_duplicate=False))
+    frozen = {name for name, parameter in parameters.items() if not parameter.requires_grad}
+    if len(frozen) == len(parameters):
+        frozen = set()  # for inference, which says nothing about what may be trained
+    buffers = frozen | {
+        f"{path}.{name}" if path else name
+        for path, part in module.named_modules(remove_duplicate=False)
+        for name in part._buffers.keys() - part._non_persistent_buffers_set  # those are in no state dict
+    }
     return {
-        name: "parameter" if name in parameters else "buffer" if name in buffers else "constant"
+        name: "buffer" if name in buffers else "parameter" if name in parameters else "constant"
         for name in graph.constants
     }
 

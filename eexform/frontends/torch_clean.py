@@ -47,6 +47,7 @@ def tidy(model: onnx_ir.Model, module: nn.Module, output: str) -> dict[str, Orig
         _drop_zero_biases(graph, named)
         _follow_batch(graph)
         _drop_whole_slices(graph)
+    _keep_paddings(graph)
     passes.CommonSubexpressionEliminationPass()(model)
     passes.RemoveUnusedNodesPass()(model)
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
@@ -104,9 +105,15 @@ def _fold(model: onnx_ir.Model, named: Collection[str]) -> None:
     def allowed(node: onnx_ir.Node) -> bool | None:
         return False if any(value is not None and value.name in named for value in node.inputs) else None
 
-    fold_constants_ir(
-        model, onnx_shape_inference=True, input_size_limit=_LIMIT, output_size_limit=_LIMIT, should_fold=allowed
-    )
+    scopes = {value.name: node.metadata_props.get(_SCOPES) for node in model.graph for value in node.outputs}
+    with np.errstate(divide="ignore", invalid="ignore"):  # a logarithm of 0, say, that torch.where does not choose
+        fold_constants_ir(
+            model, onnx_shape_inference=True, input_size_limit=_LIMIT, output_size_limit=_LIMIT, should_fold=allowed
+        )
+    for node in model.graph:  # a sequence of pieces has become one Split, made anew, with outputs NAME_split_0, ...
+        origin = scopes.get((node.outputs[0].name or "").removesuffix("_split_0"))
+        if node.op_type == "Split" and _SCOPES not in node.metadata_props and origin is not None:
+            node.metadata_props[_SCOPES] = origin
     passes.IdentityEliminationPass()(model)
     passes.RemoveUnusedNodesPass()(model)
 
@@ -144,6 +151,7 @@ def _follow_batch(graph: onnx_ir.Graph) -> None:
             else:
                 break
         else:
+            sizes = _resolved(sizes, node.outputs[0].shape)
             if sizes.count(-1) == 1 and min(size for size in (*sizes, 1) if size != -1) > 0:
                 made = onnx_ir.Value(
                     name=f"{node.outputs[0].name}.shape",
@@ -153,6 +161,15 @@ def _follow_batch(graph: onnx_ir.Graph) -> None:
                 )
                 graph.register_initializer(made)
                 node.replace_input_with(1, made)
+
+
+def _resolved(sizes: Sequence[int], traced: onnx_ir.Shape | None) -> list[int]:
+    """``sizes``, each -1 that the exporter knows replaced: of ``x.view(x.shape[0], -1)`` only the batch is left."""
+    if traced is None or len(traced) != len(sizes):
+        return list(sizes)
+    return [
+        known if size == -1 and isinstance(known, int) else size for size, known in zip(sizes, traced.dims, strict=True)
+    ]
 
 
 def _drop_whole_slices(graph: onnx_ir.Graph) -> None:
@@ -168,6 +185,30 @@ def _drop_whole_slices(graph: onnx_ir.Graph) -> None:
         starts, ends, steps = bounds[0], bounds[1], bounds[3] if len(bounds) > 3 else np.ones(1)
         if not starts.any() and (ends == _END).all() and (steps == 1).all() and not node.outputs[0].is_graph_output():
             onnx_ir.convenience.replace_all_uses_with(node.outputs[0], data)
+
+
+def _keep_paddings(graph: onnx_ir.Graph) -> None:
+    """``Pad`` in front of ``MaxPool`` names its axes: onnxruntime merges others into the pooling, which pads with minus
+    infinity where theirs is 0, and gives other numbers where values are negative."""
+    for node in list(graph):
+        pads = node.inputs[1] if node.op_type == "Pad" and len(node.inputs) in (2, 3) else None
+        if pads is None or pads.const_value is None or not any(user.op_type == "MaxPool" for user in _readers(node)):
+            continue
+        name = f"{node.outputs[0].name}.axes"
+        axes = np.arange(pads.const_value.size // 2)
+        made = onnx_ir.Value(
+            name=name,
+            const_value=onnx_ir.tensor(axes, name=name),
+            shape=onnx_ir.Shape([len(axes)]),
+            type=onnx_ir.TensorType(onnx_ir.DataType.INT64),
+        )
+        graph.register_initializer(made)
+        node.resize_inputs(4)
+        node.replace_input_with(3, made)
+
+
+def _readers(node: onnx_ir.Node) -> list[onnx_ir.Node]:
+    return [use.node for use in node.outputs[0].uses()]
 
 
 def _rename(graph: onnx_ir.Graph, module: nn.Module, named: Collection[str], output: str) -> dict[str, Origin]:

@@ -21,21 +21,31 @@ import onnx_ir
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as hooks
+from torch.overrides import TorchFunctionMode
 
 from eexform.errors import EexformError, ModelError
+from eexform.frontends import torch_program, torch_state
 from eexform.ir.graph import BATCH
 
 _CHATTY = {
     "torch.onnx._internal.exporter._registration": "torchvision is not installed",
     "torch.fx.experimental.symbolic_shapes": "Unable to find user code",
+    "onnx_ir._convenience": "Attribute type is ambiguous",
 }
 """Loggers, and how their messages begin that say nothing about the user's module."""
 
 _LEAF_SPEC = r"`isinstance\(treespec, LeafSpec\)` is deprecated"
-_FLAT_WEIGHTS = r"The tensor attributes? [\w.]*\._flat_weights"  # of torch's own recurrent layers
+_ASSIGNED = r"The tensor attributes? "  # was assigned: torch_state puts it back, _compare sees to the rest
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
-_REASON = re.compile(r"^<class '[\w.]*\.(\w+)'>: (.+)$", re.MULTILINE)
+_REASON = re.compile(r"^<class '(?:[\w.]*\.)?(\w+)'>: (.+)$", re.MULTILINE)
 _FAILED_NODE = re.compile(r"translating node %(\w+)")
+_GUARD = re.compile(r"Not all values of .* satisfy the generated guard ([^\n]+)")
+
+_TOLERANCE = 1e-3
+"""Largest difference between module and exported program, relative to the largest score."""
+
+_MANY = (61, 64)
+"""Batch sizes that nothing should depend on."""
 
 
 class Whereabouts:
@@ -44,6 +54,7 @@ class Whereabouts:
     Attributes:
         running: paths of the sub-modules that are running, outermost first; after an error, those that it left.
         fixed_in: path of the sub-module whose code tied the batch size to a number; ``None``: none did.
+        bound_in: path of the first sub-module whose code asked something of the batch size that large ones do not meet.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -51,13 +62,16 @@ class Whereabouts:
         self._paths = {id(vars(part)): path for path, part in module.named_modules()}
         self._batch: Any = None
         self.running: list[str] = []
+        self._guards = 0
         self.fixed_in: str | None = None
+        self.bound_in: str | None = None
 
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Follow every call of a sub-module."""
         self.running.clear()
         self._batch = None
+        self._guards = 0
         handles = [
             hooks.register_module_forward_pre_hook(self._enter),
             hooks.register_module_forward_hook(self._leave),
@@ -84,39 +98,26 @@ class Whereabouts:
         self.running.pop()
 
     def _look(self) -> None:
-        if self.fixed_in is None and isinstance(self._batch, torch.SymInt) and self._batch.node.expr.is_number:
+        if not isinstance(self._batch, torch.SymInt):
+            return
+        size = self._batch.node.expr
+        if self.fixed_in is None and size.is_number:
             self.fixed_in = self.deepest
+        guards = self._batch.node.shape_env.guards[self._guards :]
+        self._guards += len(guards)
+        if self.bound_in is None and any(guard.expr.subs(size, many) == False for guard in guards for many in _MANY):  # noqa: E712
+            self.bound_in = self.deepest
 
 
-@contextmanager
-def as_found(module: nn.Module) -> Iterator[None]:
-    """Eval mode meanwhile; afterwards training flags, buffers, gradients and random state are as they were."""
-    flags = [(part, part.training) for part in module.modules()]
-    buffers = [
-        (part, name, buffer, buffer.detach().clone())
-        for part in module.modules()
-        for name, buffer in part._buffers.items()
-        if buffer is not None
-    ]
-    gradients = [(parameter, parameter.grad) for parameter in module.parameters()]
-    fast = torch.backends.mha.get_fastpath_enabled()
-    with torch.random.fork_rng(devices=[]):
-        try:
-            module.eval()
-            torch.backends.mha.set_fastpath_enabled(False)  # its one fused operator has no ONNX counterpart
-            yield
-        finally:
-            torch.backends.mha.set_fastpath_enabled(fast)
-            for part, training in flags:
-                part.training = training
-            for part, name, buffer, before in buffers:
-                with torch.inference_mode() if buffer.is_inference() else torch.no_grad():
-                    buffer.copy_(before)
-                now = part._buffers.get(name)
-                if now is not None and now.shape == buffer.shape:  # else a cache that grew, with what says how long
-                    part._buffers[name] = buffer
-            for parameter, gradient in gradients:
-                parameter.grad = gradient
+class _DataDetached(TorchFunctionMode):
+    """``tensor.data`` read as ``tensor.detach()``, which has the same numbers and can be traced."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func == Tensor.data.__get__:  # type: ignore[attr-defined]
+            return args[0].detach()
+        return func(*args, **(kwargs or {}))
 
 
 @contextmanager
@@ -145,23 +146,50 @@ def run(module: nn.Module, arguments: Sequence[Any], named: Mapping[str, Any]) -
         ModelError: it fails; names the sub-module.
     """
     where = Whereabouts(module)
+    arguments, named = _copies(arguments, named)
     try:
         with where.watching(), torch.no_grad():
+            torch.manual_seed(0)  # as in _compare
             return module(*arguments, **named)
     except EexformError:
         raise
     except Exception as error:  # the user's code may raise anything
         raise ModelError(
             f"the module fails on the example inputs{at(module, where.deepest)}: {type(error).__name__}: "
-            f"{_first(str(error))}\ngive example_inputs (--input) that its forward takes"
+            f"{_first(str(error))}\ngive example_inputs (--input) that its forward takes: {_parameters(module)}"
         ) from error
 
 
-def export(module: nn.Module, arguments: Sequence[Any], named: Mapping[str, Any], *, opset: int) -> onnx_ir.Model:
+def _parameters(module: nn.Module) -> str:
+    """Names of what ``forward`` takes, as far as a line holds them."""
+    taken = inspect.signature(module.forward).parameters.values()
+    names = [parameter.name for parameter in taken if parameter.kind is not parameter.VAR_KEYWORD]
+    return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+
+
+def _copies(arguments: Sequence[Any], named: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments for one call, which may write into them."""
+
+    def copied(value: Any) -> Any:
+        return value.clone() if isinstance(value, Tensor) else value
+
+    return tuple(map(copied, arguments)), {name: copied(value) for name, value in named.items()}
+
+
+def export(
+    module: nn.Module, arguments: Sequence[Any], named: Mapping[str, Any], *, opset: int, expected: Tensor
+) -> onnx_ir.Model:
     """The exporter's graph, with a free batch on axis 0 of every tensor that is as long there as the first one.
 
+    Args:
+        module: returns one tensor.
+        arguments, named: examples.
+        opset: of ONNX.
+        expected: what the module returned for the examples, by :func:`run`.
+
     Raises:
-        ModelError: the module cannot be exported; the exporter's reason and the sub-module.
+        ModelError: the module cannot be exported; the exporter's reason and the sub-module. Or what was exported
+            computes something else.
     """
     tensors = [value for value in (*arguments, *named.values()) if isinstance(value, Tensor) and value.ndim]
     batch = torch.export.Dim(BATCH)
@@ -175,9 +203,10 @@ def export(module: nn.Module, arguments: Sequence[Any], named: Mapping[str, Any]
         else tuple(free[id(value)] for value in arguments)
     )
     where = Whereabouts(module)
+    torch_state.drop_caches(module)
     with _quiet():
         try:
-            with where.watching():
+            with where.watching(), _DataDetached(), torch.no_grad():  # else what forward does without is a graph apart
                 program = torch.export.export(
                     module,
                     tuple(arguments),
@@ -187,12 +216,34 @@ def export(module: nn.Module, arguments: Sequence[Any], named: Mapping[str, Any]
                 )
         except Exception as error:  # torch's errors here share no base class
             raise _refusal(module, where, error) from error
+        torch_program.prepare(program)
         try:
-            made = torch.onnx.export(program, dynamo=True, optimize=False, opset_version=opset, verbose=False)
+            with torch.no_grad():  # as export traced: with gradients attention may lie differently in memory
+                _compare(program, arguments, named, expected)
+                made = torch.onnx.export(program, dynamo=True, optimize=False, opset_version=opset, verbose=False)
+        except EexformError:
+            raise
         except Exception as error:
             raise _untranslated(module, program, error) from error
     assert made is not None
     return made.model
+
+
+def _compare(
+    program: torch.export.ExportedProgram, arguments: Sequence[Any], named: Mapping[str, Any], expected: Tensor
+) -> None:
+    """What ``torch.export`` cannot see it leaves out without a word, such as assignments to ``.data``."""
+    arguments, named = _copies(arguments, named)
+    torch.manual_seed(0)  # as in run: a module that draws numbers is refused later, with the node named
+    found = program.module()(*arguments, **named)
+    within = _TOLERANCE * float(expected.abs().nan_to_num(0, 0).max())
+    if found.shape != expected.shape or not torch.allclose(found, expected, rtol=0, atol=within, equal_nan=True):
+        raise ModelError(
+            "what was exported does not compute what the module computes on the example inputs: forward changes "
+            "something that the exporter cannot see, or answers otherwise every time (an assignment to tensor.data, "
+            "a counter, random numbers of numpy)\n"
+            "let forward be a function of its inputs and of the state dict, made of torch's own functions"
+        )
 
 
 def _by_parameter(module: nn.Module, arguments: Sequence[Any], named: Mapping[str, Any], shapes: Any) -> Any:
@@ -228,7 +279,7 @@ def _quiet() -> Iterator[None]:
             stack.callback(logger.removeFilter, keep)
         with redirect_stderr(said), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=_LEAF_SPEC, category=FutureWarning)
-            warnings.filterwarnings("ignore", message=_FLAT_WEIGHTS, category=UserWarning)
+            warnings.filterwarnings("ignore", message=_ASSIGNED, category=UserWarning)
             yield  # an error leaves here: what torch printed then is the half-made graph, which helps nobody
     if said.getvalue():
         sys.stderr.write(said.getvalue())
@@ -245,10 +296,17 @@ def _refusal(module: nn.Module, where: Whereabouts, error: Exception) -> ModelEr
         return ModelError(
             f"the module cannot be exported{at(module, where.fixed_in)}: its code works for the batch size of the "
             "examples only (the exporter: the batch was specialised to a constant)\n"
-            "let the size come from the input: x.shape[0] or -1 in view and reshape, no branch on the batch size and "
-            "no tensor with a batch of its own"
+            "let the size come from the input: x.shape[0] or -1 in view and reshape (len(x) is a number), no branch on "
+            "the batch size and no tensor with a batch of its own"
         )
     reason = _first(text)
+    bound = _GUARD.search(text)
+    if bound is not None:
+        return ModelError(
+            f"the module cannot be exported{at(module, where.bound_in or '')}: its code works for some batch sizes "
+            f"only (the exporter: not all satisfy {bound.group(1)})\n"
+            "leave out of eval mode what looks at the batch size"
+        )
     if "Constraints violated" in text:
         return ModelError(
             f"the module cannot be exported{at(module, where.deepest)}: an input that is as long as the batch cannot "
@@ -270,7 +328,7 @@ def _untranslated(module: nn.Module, program: torch.export.ExportedProgram, erro
     cause: BaseException = error
     while cause.__cause__ is not None:
         cause = cause.__cause__
-    if not reasons and cause is not error:
+    if not reasons and (cause is not error or isinstance(error, SyntaxError)):  # a child's name that is no identifier
         reasons = [f"{type(cause).__name__}: {_first(str(cause))}"]
     failed, path = _FAILED_NODE.search(text), ""
     if failed is not None:
