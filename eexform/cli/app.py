@@ -16,7 +16,7 @@ from typing import Any
 import typer
 
 import eexform
-from eexform.cli import calibrating, checking, costing, distilling, models, quick, searching, training
+from eexform.cli import calibrating, checking, costing, distilling, models, plans, quick, searching, training
 from eexform.cli.help import WIDTH, PlainCommand, PlainGroup, examples
 from eexform.cli.output import errors
 from eexform.errors import EexformError
@@ -59,9 +59,9 @@ _register(
     "eexform search bert.onnx --data hf:sst2/ --inputs input_ids=ids,attention_mask=mask --labels none --out runs/r4",
     "eexform search model.onnx --data digits --out runs/r1 --resume",
 )
-_register(searching.pareto, "eexform pareto runs/r1", "eexform pareto runs/r1 --all", "eexform pareto runs/r1 --json")
+_register(plans.pareto, "eexform pareto runs/r1", "eexform pareto runs/r1 --all", "eexform pareto runs/r1 --json")
 _register(
-    searching.export,
+    plans.export,
     "eexform export runs/r1 -o ee.onnx",
     "eexform export runs/r1 --pick 3 --form stages -o stages/",
     "eexform export runs/r1 --pick max-cost=0.6x -o ee.onnx",

@@ -1,4 +1,4 @@
-"""Commands of a search: search, pareto, export."""
+"""The command search."""
 
 from __future__ import annotations
 
@@ -11,23 +11,20 @@ from eexform.cli import objectives, options
 from eexform.cli.output import errors, show
 from eexform.cli.progress import Bars
 from eexform.data import Preprocess
-from eexform.errors import OptionError, suggest
+from eexform.errors import OptionError
 from eexform.passes import Recipe
 from eexform.report import tables
-from eexform.report.pareto import described
 from eexform.report.pareto import pareto as front_of
 from eexform.search.driver import pruning_recipe
 from eexform.search.driver import search as run_search
 from eexform.search.folder import RunFolder
 from eexform.search.options import SearchOptions
-from eexform.search.run import open_run
 from eexform.search.trunk_options import TrunkOptions
 from eexform.training.options import TrainOptions
 
 _CANDIDATES, _EFFORT, _TRAINING = "Candidates", "Effort of the search", "Head training"
 _TRUNKS = "Trunks (--prune, or a recipe with something left open)"
 _S, _T, _P = SearchOptions(), TrainOptions(), TrunkOptions()
-_FORMS = ("if", "stages", "multi", "torch", "plan")
 
 
 def search(
@@ -370,77 +367,6 @@ def search(
     if run.state == "interrupted":
         _say("interrupted: the front so far is kept; go on with the same command and --resume")
         raise typer.Exit(130)
-
-
-def pareto(
-    run: Annotated[Path, typer.Argument(help="Folder of a run.", metavar="RUN")],
-    all_plans: Annotated[bool, typer.Option("--all", help="Every plan; the table shows at most 25 otherwise.")] = False,
-    as_json: options.Json = False,
-) -> None:
-    """Show the front of a run: accuracy and cost on select and on test, exit rates, worst case."""
-    opened = open_run(run)
-    show(front_of(opened), as_json, lambda plain: tables.pareto(plain, every=all_plans))
-
-
-def export(
-    run: Annotated[Path, typer.Argument(help="Folder of a run.", metavar="RUN")],
-    out: Annotated[
-        Path, typer.Option("--out", "-o", help="File to write; a folder for the form stages.", metavar="FILE")
-    ],
-    pick: Annotated[
-        str,
-        typer.Option(
-            help="knee; an index; max-cost=0.6x (of the model's) or a number in the unit of the cost; "
-            "max-cost:params=1.1x for another objective, or any cost that was computed; "
-            "min-accuracy=-0.5 (points against the model, on select, judged as the search judges) or 0.91 (plain "
-            "accuracy on select).",
-            metavar="PLAN",
-        ),
-    ] = "knee",
-    form: Annotated[
-        str,
-        typer.Option(
-            help="if: one file that skips work; stages: one file per segment and a manifest; multi: one file, all "
-            "scores, no decisions; torch: a .pt2 program for PyTorch that skips work; plan: a recipe (.toml or .json) "
-            "with its heads beside it, for `eexform apply`.",
-            metavar="FORM",
-        ),
-    ] = "if",
-    thresholds_as_input: Annotated[
-        bool, typer.Option("--thresholds-as-input", help="Form if: thresholds become an input of the network.")
-    ] = False,
-    as_json: options.Json = False,
-) -> None:
-    """Write a plan of a run as ONNX that skips work at run time."""
-    if form not in _FORMS:
-        raise OptionError(f"--form: {form!r} does not exist: {suggest(form, _FORMS)}")
-    if thresholds_as_input and form != "if":
-        raise OptionError(f"--thresholds-as-input belongs to the form if, not to {form}")
-    if (form, out.suffix) in (("torch", ".onnx"), ("if", ".pt2"), ("multi", ".pt2")):
-        ending = ".pt2" if form == "torch" else ".onnx"
-        raise OptionError(f"{out}: the form {form} is no {out.suffix[1:]} file; call it {out.with_suffix(ending)}")
-    options.check_target(out, folder=form == "stages")
-    opened = open_run(run)
-    plan = opened.front.pick(pick)
-    if not plan.exits and opened.is_original(plan):
-        raise OptionError(
-            f"--pick {pick}: this is plan {plan.index}, the model alone without any exit, and there is nothing to "
-            "write; allow a lower accuracy, or give an index (see `eexform pareto`)"
-        )
-    if form == "plan":
-        opened.save_plan(plan, out)
-    else:
-        opened.export(plan, out, form=form, thresholds_as_input=thresholds_as_input)
-    front = front_of(opened)
-    plain = {
-        "out": str(out),
-        "form": form,
-        "objective": opened.front.objective,
-        "objectives": front["run"]["objectives"],
-        "trunk": front["trunk"],
-        "plan": described(plan, opened.front.goals),
-    }
-    show(plain, as_json, tables.exported)
 
 
 def _say(text: str) -> None:

@@ -14,7 +14,6 @@ from eexform.report import tables
 from eexform.report.pareto import pareto as front_of
 from eexform.search.folder import RunFolder
 from eexform.search.limits import Limits
-from eexform.search.retrain import default_losses
 from eexform.search.retrain import train as run_training
 from eexform.search.run import open_run
 from eexform.training.finetune_options import STRATEGIES, FinetuneOptions
@@ -120,7 +119,7 @@ def train(
     folder, source = RunFolder(out), open_run(run)
     if not resume:
         folder.fresh()
-    plan = source.front.pick(pick)
+    source.front.pick(pick)  # refused before anything else is looked at
     settings = FinetuneOptions(
         strategy=strategy,
         epochs=epochs,
@@ -138,7 +137,7 @@ def train(
         ema=ema,
         patience=patience,
         amp=amp,
-        losses=tuple(loss or default_losses(source, plan, strategy)),
+        losses=tuple(loss) if loss else None,
         exit_weights=exit_weights,
         label_smoothing=label_smoothing,
         seed=seed,

@@ -17,6 +17,9 @@ from rich.text import Text
 
 from eexform.report.layout import Fitting, Labels, amount, count, indented, named, paragraphs, table_of, title
 
+_WIDE = 34
+"""Longest name of a file that stands in the table of times: with the other columns it fills 100 characters."""
+
 SHOWN = 25
 """Plans that the front's table shows unless all are asked for."""
 
@@ -211,6 +214,14 @@ def exported(plain: Mapping[str, Any]) -> RenderableType:
         f"({_points(plan['test']['accuracy'], trunk['accuracy_test'])} points), "
         f"{', '.join(costs)}, worst case {100 * plan['worst']['objectives'][0] / whole[0]:.1f} %",
     ]
+    checked = plain["checked"]
+    if checked is not None and checked["ok"] is None:
+        lines.append(f"the program was NOT checked, there are no samples to run it on: {checked['why_not']}")
+    elif checked is not None:
+        lines.append(
+            f"the program decides like the simulator: {count(len(checked['checks']), 'check')} on {checked['samples']} "
+            "samples of the run, made before it was written (eexform verify does not open .pt2 files)"
+        )
     return Group(*paragraphs(lines), table)
 
 
@@ -231,9 +242,11 @@ def timings(plain: Mapping[str, Any], reference: str | None = None) -> Renderabl
     base = {entry["batch"]: entry for entry in plain["results"] if entry["file"] == reference}
     columns = ["file", ">batch", ">median ms", ">mean ms", ">p95 ms", ">batches"]
     table = table_of(*columns, *([">median", ">mean"] if base else []))
+    files = Labels(entry["file"] for entry in plain["results"])
+    long = max(map(len, files), default=0) > _WIDE  # names broken over lines can be neither read nor copied
     for entry in plain["results"]:
         row = [
-            entry["file"],
+            files[entry["file"]] if long else entry["file"],
             str(entry["batch"]),
             f"{entry['median_ms']:.3f}",
             f"{entry['mean_ms']:.3f}",
@@ -246,8 +259,9 @@ def timings(plain: Mapping[str, Any], reference: str | None = None) -> Renderabl
         table.add_row(*row)
     parts: list[RenderableType] = [title(f"{plain['device']}; milliseconds per batch"), table]
     if base:
-        parts += paragraphs([f"x: against {reference}; the mean is what a stream of samples costs"])
-    return Group(*parts)
+        against = files[reference] if long and reference is not None else reference
+        parts += paragraphs([f"x: against {against}; the mean is what a stream of samples costs"])
+    return Group(*parts, *(files.legend("files:") if long else []))
 
 
 def applied(plain: Mapping[str, Any]) -> RenderableType:

@@ -19,6 +19,7 @@ from eexform.backends.lower_if import CONFIDENCE, EXIT_INDEX, THRESHOLDS
 from eexform.backends.metadata import Exported
 from eexform.backends.protos import subgraphs
 from eexform.errors import EexformError, ModelError
+from eexform.foreign import about
 from eexform.ir.policy import Decisions, decide
 from eexform.runtime import StagedSession
 
@@ -70,12 +71,6 @@ class Deployed:
             files = [stage["file"] for stage in self._staged.manifest["stages"]]
             self.models = {name: _load(self.path / name) for name in files}
             described = self._staged.manifest.get("metadata", {})
-        elif self.path.suffix == ".pt2":
-            raise ModelError(
-                f"{self.path}: a .pt2 program is not opened here, because torch's loader may run code that such a file "
-                "holds; verify the form 'if' of the same plan, and compare a program that you wrote yourself with "
-                "eexform.to_torch(plan) as docs/pytorch.md shows"
-            )
         else:
             self.models = {self.path.name: _load(self.path)}
             described = {prop.key: prop.value for prop in self.model.metadata_props}
@@ -271,10 +266,12 @@ def _goes_on(node: onnx.NodeProto) -> str:
 def _load(path: Path) -> onnx.ModelProto:
     if not path.is_file():
         raise ModelError(f"{path}: no such file")
+    if not path.stat().st_size:
+        raise ModelError(about(path))
     try:
         return onnx.load(str(path), load_external_data=False)
     except Exception as error:  # protobuf's errors share no base class
-        raise ModelError(f"{path}: cannot be read as ONNX ({error}); it may be damaged") from error
+        raise ModelError(about(path) or f"{path}: cannot be read as ONNX ({error}); it may be damaged") from error
 
 
 def _array(tensor: onnx.TensorProto, folder: Path, file: str) -> np.ndarray:

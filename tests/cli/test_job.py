@@ -86,7 +86,8 @@ def test_export_verify_bench(form: str, place: Path, run: Path, model: Path) -> 
     table = fine("export", run, "--pick", "3", "--form", form, "-o", out).out
     assert f"(form {form}): plan 3" in table
     again = fine("export", run, "--pick", "3", "--form", form, "-o", out, "--json").json  # over the first one
-    assert {"out", "form", "objective", "objectives", "trunk", "plan"} == set(again)
+    assert {"out", "form", "objective", "objectives", "trunk", "plan", "checked"} == set(again)
+    assert again["checked"] is None
     assert again["plan"]["exits"]
 
     verified = fine("verify", out, "--against", model, "--run", run, "--samples", "40", "--quiet")
@@ -102,6 +103,50 @@ def test_export_verify_bench(form: str, place: Path, run: Path, model: Path) -> 
     assert [(entry["file"], entry["batch"]) for entry in timed["results"]] == [(str(out), 4), (str(model), 4)]
     assert {"file", "batch", "threads", "median_ms", "mean_ms", "p95_ms", "count"} == set(timed["results"][0])
     assert all(entry["median_ms"] > 0 for entry in timed["results"])
+
+
+def test_a_program_is_checked_before_it_is_written(place: Path, run: Path, model: Path) -> None:
+    out = place / "ee.pt2"
+    assert "decides like the simulator" in fine("export", run, "--pick", "3", "--form", "torch", "-o", out).out
+    plain = fine("export", run, "--pick", "3", "--form", "torch", "-o", out, "--json").json["checked"]
+    assert plain["ok"] is True
+    assert (plain["form"], plain["samples"]) == ("torch", 32)
+    for given in (("verify", out, "--against", model, "--run", run), ("bench", out, "--run", run), ("inspect", out)):
+        done = cli(*given)
+        assert done.code == 2
+        assert "is a program of torch.export" in done.err
+
+
+def test_a_program_that_cannot_be_checked_is_written_and_that_is_said(
+    place: Path, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(self: Run, data: object = None) -> Dataset:
+        raise DataError("digits: no such folder")
+
+    monkeypatch.setattr(Run, "dataset", gone)
+    out = place / "unchecked.pt2"
+    done = fine("export", run, "--pick", "3", "--form", "torch", "-o", out).out
+    assert "NOT checked, there are no samples to run it on: digits: no such folder" in " ".join(done.split())
+    assert "decides like the simulator" not in done
+    assert out.stat().st_size
+    plain = fine("export", run, "--pick", "3", "--form", "torch", "-o", out, "--json").json
+    assert plain["checked"] == {"ok": None, "why_not": "digits: no such folder"}
+
+
+def test_a_program_that_decides_otherwise_is_not_written(
+    place: Path, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def other(graph: Graph) -> ExportedProgram:
+        exits = [replace(item, threshold=-np.inf) for item in graph.exits]
+        return lower(graph.replace(exits=exits))
+
+    lower = torch_export.lower_torch
+    monkeypatch.setattr(torch_export, "lower_torch", other)
+    out = place / "wrong.pt2"
+    done = cli("export", run, "--pick", "3", "--form", "torch", "-o", out)
+    assert done.code == 1
+    assert "does not do what plan 3 says, so it was not written: thresholds: exit 0 compares with -inf" in done.err
+    assert not out.exists()
 
 
 def test_a_plan_is_replayed(place: Path, run: Path, model: Path, exported: Path) -> None:

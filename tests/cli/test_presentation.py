@@ -195,6 +195,14 @@ def test_the_other_tables_fit() -> None:
     lines = shown(tables.timings({"device": "cpu", "results": results}, results[1]["file"]), width)
     assert max(map(len, lines[:-1])) <= width
     assert any("1234.568" in line and "1.000x" in line for line in lines)
+    for label, entry in zip("AB", results, strict=False):  # a name too long for the table stands whole below it
+        assert [label, entry["file"]] in [line.split() for line in lines]
+        assert sum(entry["file"] in line for line in lines) == 1
+    assert "x: against B; the mean is what a stream of samples costs" in lines
+    short = [{**entry, "file": Path(entry["file"]).name} for entry in results]
+    lines = shown(tables.timings({"device": "cpu", "results": short}, "model.onnx"), width)
+    assert [line.split()[0] for line in lines if "1234.568" in line] == ["ee.onnx", "model.onnx"] * 2
+    assert not any(line.startswith("files:") for line in lines)
     assert "x" not in shown(tables.timings({"device": "cpu", "results": results}), width)[1].split()
     checks = [{"name": "decisions at batch 32", "ok": place > 0, "detail": "word " * 40} for place in range(3)]
     lines = shown(
