@@ -42,6 +42,10 @@ class StorageError(EexformError):
     """Writing failed: disk full, no permission, path in use."""
 
 
+class TrainingError(EexformError):
+    """Training diverged: a loss, scores or parameters are not finite. The same again would come to the same."""
+
+
 class VerificationError(EexformError):
     """An exported network does not do what its plan says."""
 

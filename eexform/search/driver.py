@@ -23,6 +23,7 @@ from eexform.search.ledger import begin, outcome, timed
 from eexform.search.limits import Limits
 from eexform.search.objectives import Objectives, Target
 from eexform.search.options import SearchOptions
+from eexform.search.reach import check_reachable
 from eexform.search.results import memorised, without_exits
 from eexform.search.run import Run, open_run
 from eexform.search.scorer import Candidate, Scorer
@@ -270,9 +271,12 @@ def prepare(
         bare = f"{none}, and the recipe has no pass that changes the trunk, such as prune_channels"
         need(exits, f"{bare}: there is nothing to search", OptionError)
     if before is not None and not settings.epochs:
-        variants.places(variants.transformed(before))
+        trunk = variants.transformed(before)
+        places = variants.places(trunk)
         variants.check_heads_from(before)
-        _check_prices(objectives.models, variants.transformed(before))
+        _check_prices(objectives.models, trunk)
+        if limits != Limits(min_accuracy=limits.min_accuracy):
+            check_reachable(limits, objectives, trunk, places, variants.reference(before))
         return Prepared(variants, steps, objectives, limits, asked, before)
     variants.places(variants.transformed(stage.plain))
     if stage.searched:

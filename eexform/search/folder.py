@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,15 @@ FORMAT = 1
 
 NEEDED = ("state", "trunk_digest", "data_digest", "train_digest", "scores")
 """What every run's facts hold from the beginning."""
+
+_WRITTEN = tuple(
+    f".{name}."
+    for name in (
+        *("run.json", "front.json", "journal.jsonl", "trunks.jsonl", "data.json", "splits.npz"),
+        *("trunk.onnx", "trunk.onnx.data", "original.onnx", "original.onnx.data"),
+    )
+)
+"""How half-written files begin that a run writes right into its folder."""
 
 
 class RunFolder:
@@ -78,9 +88,23 @@ class RunFolder:
         except OSError as error:
             raise files.storage_error(self.path / ".lock", error) from error
         try:
+            self._sweep()
             yield
         finally:
             lock.release()
+
+    def _sweep(self) -> None:
+        """Delete what a process that was killed has left half written; the folder is held, so no other run writes.
+
+        Only what runs write themselves: anything else may be half-written by somebody who is still at it, such as an
+        export into this folder. The cache is left alone as well: processes that only look at a run may be filling it.
+        """
+        folders = (self.bank, self.latencies, self.trunks, self.journals, self.finetune)
+        own = [path for folder in folders if not folder.is_symlink() for path in folder.rglob(".*.part")]
+        own += [path for path in self.path.glob(".*.part") if path.name.startswith(_WRITTEN)]
+        for path in own:
+            with suppress(OSError):  # what cannot be deleted is in nobody's way
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
     @property
     def exists(self) -> bool:
@@ -118,8 +142,18 @@ class RunFolder:
             RunError: there is a run already, or the folder holds other things.
         """
         if self.exists:
+            diverged = False
+            with suppress(RunError):  # a damaged one is a run as well
+                diverged = bool(self.read().get("diverged"))
+            if diverged:
+                raise RunError(f"{self.path}: holds a run whose training diverged; delete it, or choose another --out")
             raise RunError(f"{self.path}: holds a run already; go on with --resume, or choose another --out")
         if self.path.exists() and not self.path.is_dir():
             raise RunError(f"{self.path}: is a file, and a run is a folder; choose another --out")
-        if self.path.is_dir() and any(entry.name != ".lock" for entry in os.scandir(self.path)):
+        if self.path.is_dir() and any(not _passing(entry.name) for entry in os.scandir(self.path)):
             raise RunError(f"{self.path}: is not empty and holds no run; choose another --out")
+
+
+def _passing(name: str) -> bool:
+    """Whether a file is none of the run's: the lock, or what is being written and gets its name when it is whole."""
+    return name == ".lock" or (name.startswith(".") and name.endswith(".part"))

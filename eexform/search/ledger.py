@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from eexform.data import Dataset, save_dataset
-from eexform.errors import EexformError, RunError, StorageError
+from eexform.errors import EexformError, RunError, StorageError, TrainingError
 from eexform.ir.graph import Graph
 from eexform.ir.serialize import save
 from eexform.progress import Progress
@@ -63,7 +63,10 @@ def agree(folder: RunFolder, facts: dict[str, Any], settings: Mapping[str, Any],
             f"{folder.path}: cannot resume with other {what} than the run's: "
             f"{_difference(facts[key], value)}; use the same options or another --out"
         )
-    facts.pop("error", None)
+    failed = facts.pop("error", None)
+    facts.pop("diverged", None)
+    if failed:
+        show.say(f"going on with a run that failed: {failed}")
     facts.update(settings)
 
 
@@ -83,6 +86,8 @@ def outcome(folder: RunFolder, facts: dict[str, Any]) -> Iterator[None]:
         raise
     except EexformError as error:
         facts["error"] = str(error)
+        if isinstance(error, TrainingError):
+            facts["diverged"] = True  # what is put right by other options alone, and a resume has the same
         with contextlib.suppress(StorageError):  # a full disk may be what the error is about
             close("failed")
         raise

@@ -27,19 +27,11 @@ from eexform.search.run import Run, open_run
 from eexform.search.space import EXITS, plain
 from eexform.search.tuning import Tuning, parameters_of, split, tuning_of
 from eexform.search.variants import Origin
-from eexform.training.finetune_options import FinetuneOptions, losses_of
+from eexform.training.finetune_options import FinetuneOptions
 from eexform.training.options import TrainOptions
 
 if TYPE_CHECKING:
     from eexform.training.finetune import FinetuneReport
-
-
-def default_losses(run: Run, plan: Plan, strategy: str = "joint") -> tuple[str, ...]:
-    """Terms of the loss where none are named: without labels the original model is all there is to learn from, and
-    gates must go on learning when their heads' features move."""
-    scores = losses_of(strategy, labelled=run.facts.get("labels", "given") == "given")
-    gated = any(is_learned(exit_.measure) for exit_ in plan.exits)
-    return (*scores, *(("confidence_bce",) if gated else ()))
 
 
 def train(
@@ -68,8 +60,7 @@ def train(
         run: the run, or its folder.
         pick: the plan (see :meth:`eexform.search.front.Front.pick`).
         out: folder of the new run, or of the one to ``resume``.
-        options: how trunk and heads are trained; its seed is that of the search, too. By default the losses are
-            :func:`default_losses`.
+        options: how trunk and heads are trained; its seed is that of the search, too.
         data: where the samples are now, if not where they were.
         resume: go on with an interrupted run, in whichever stage it was; the options must be the same.
         population: of the search; default as in the old run.
@@ -91,7 +82,7 @@ def train(
     job = _Job(
         source,
         RunFolder(out),
-        options or FinetuneOptions(losses=default_losses(source, plan, FinetuneOptions.strategy)),
+        options or FinetuneOptions(),
         plan=plan,
         data=data,
         resume=resume,
@@ -129,7 +120,8 @@ class _Job:
         self._check_folder()
         self.tuning = tuning_of(source, plan)
         labelled = source.facts.get("labels", "given") == "given"
-        self.options = options = options.for_labels(labelled)
+        gated = bool(plan.exits) and all(is_learned(exit_.measure) for exit_ in plan.exits)
+        self.options = options = options.settled(labelled=labelled, gated=gated)
         self.place = _check(self.tuning.graph, options, labelled, device)
         self.dataset = _dataset(source, data, self.tuning)
         old = SearchOptions.from_json(source.facts["options"])
@@ -287,17 +279,18 @@ class _Job:
         from eexform.training.objectives import parse
 
         plan, options, say = self.tuning.plan, self.options, self.show.say
+        losses = options.losses or ()  # settled
         exits = ", ".join(f"{exit_.site} ({exit_.head})" for exit_ in plan.exits)
         what = f"exits at {exits}, and the final one" if exits else "no exits but the final one"
         say(f"plan {plan.index} of {self.source.folder.path}: {what}")
         say(
             f"fine-tuning: strategy {options.strategy}, {options.epochs} epochs of {self.dataset.size('head_train')} "
-            f"samples, {options.optimiser}; loss: {' + '.join(options.losses)}; on {self.place}"
+            f"samples, {options.optimiser}; loss: {' + '.join(losses)}; on {self.place}"
         )
         if self.tuning.left_out:
             say(f"applied again after training, not before: {', '.join(self.tuning.left_out)}")
         gated = any(exit_.confidence for exit_ in self.tuning.graph.exits)
-        if gated and not any("gates" in parse(text).needs for text in options.losses):
+        if gated and not any("gates" in parse(text).needs for text in losses):
             say(
                 "no term of the loss trains the gates, which stay as they are while what they read moves; add "
                 "confidence_bce"

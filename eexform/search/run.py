@@ -59,10 +59,7 @@ class Run:
             RunError: the search was stopped before its first generation.
         """
         if not self.folder.front.exists():
-            raise RunError(
-                f"{self.folder.path}: there is no front yet (state: {self.state}); go on with "
-                f"`eexform {'train' if self.trained_from else 'search'} --resume`"
-            )
+            raise RunError(f"{self.folder.path}: there is no front yet (state: {self.state}); {self._onward()}")
         return Front.from_json(files.read_json(self.folder.front), source=self)
 
     @cached_property
@@ -74,7 +71,7 @@ class Run:
             ModelError: it is missing or damaged.
         """
         if self.trained_from and not self.folder.trunk.exists():
-            raise RunError(f"{self.folder.path}: the fine-tuning is not finished; go on with `eexform train --resume`")
+            raise RunError(f"{self.folder.path}: the fine-tuning is not finished; {self._onward()}")
         graph = load(self.folder.trunk, scores=self.facts["scores"])
         if graph.digest != self.facts["trunk_digest"]:
             raise RunError(
@@ -228,6 +225,16 @@ class Run:
     def is_original(self, plan: Plan) -> bool:
         """Whether the plan's trunk answers just as the run's does."""
         return not trainable(self._divided(plan)[0])[0]
+
+    def _onward(self) -> str:
+        """What can be done about a run that did not come to its end."""
+        command, error = f"eexform {'train' if self.trained_from else 'search'}", self.facts.get("error")
+        if self.facts.get("diverged"):
+            return (
+                f"training diverged, and --resume with the same options would come to the same: begin anew with other "
+                f"options and another --out ({error})"
+            )
+        return f"go on with `{command} --resume`" + (f" once this is put right: {error}" if error else "")
 
     def _divided(self, plan: Plan) -> tuple[BoundRecipe, BoundRecipe]:
         """The recipe's passes before ``insert_exits`` and from there on."""

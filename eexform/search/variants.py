@@ -252,9 +252,15 @@ class Variants:
             return self.of(passes), passes
         return self.original(), ()
 
+    def reference(self, passes: BoundRecipe) -> Graph:
+        """The graph of what plans are compared with (see :meth:`compared`)."""
+        if self.origin is not None:
+            return replay_passes(self.origin.passes, self.origin.graph, self.arrays)[-1]
+        preserved = all(get(name).preserves_outputs for name, _ in passes)
+        return self.transformed(passes) if preserved else self.trunk
+
     def _untrained(self, base: Variant) -> Variant:
-        assert self.origin is not None
-        graph = replay_passes(self.origin.passes, self.origin.graph, self.arrays)[-1]
+        graph = self.reference(())
         # a measurement of its own would differ from that of the same nodes with other numbers by noise alone
         same = _structure(graph) == _structure(base.graph)
         return self._made.get(graph.digest) or self._scored(graph, Places((), {}), base.costs if same else None)

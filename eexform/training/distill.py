@@ -118,7 +118,7 @@ def distill_trunk(
         OptionError: teacher and network do not fit each other, or a setting is wrong.
         DataError: the data do not fit the network, or there is nothing to train on.
         RunError: the folder holds the state of another training.
-        EexformError: the loss is not finite.
+        TrainingError: the loss is not finite.
     """
     from eexform.training.finetune import finetune  # it imports torch, which takes a second or two
     from eexform.training.finetune_parts import check_teacher
@@ -128,7 +128,7 @@ def distill_trunk(
     bound = dataset.bind(graph)
     labelled = bound.labels == "given"
     chosen = distill_options(graph, labelled=labelled, **settings) if options is None else replace(options, **settings)
-    chosen = chosen.for_labels(labelled)
+    chosen = chosen.settled(labelled=labelled, gated=False)
     if _normalised(teacher) and not _normalised(graph):
         show.say(
             "warning: the teacher has batch normalisation and the network has none: it is folded into the weights, "

@@ -15,7 +15,7 @@ import torch
 
 from eexform.cost_models import exit_costs, make
 from eexform.data.dataset import Batch, Dataset
-from eexform.errors import DataError, EexformError, OptionError
+from eexform.errors import DataError, OptionError, TrainingError
 from eexform.ir.graph import Graph
 from eexform.progress import Progress, Silent, Task
 from eexform.training import finetune_state as state
@@ -82,7 +82,7 @@ def finetune(
             other classes.
         DataError: the data set has nothing to train on.
         RunError: the folder holds the state of another training.
-        EexformError: the loss is not finite.
+        TrainingError: the loss is not finite.
     """
     threads = threads or os.cpu_count() or 1
     with torch_threads(threads):
@@ -103,8 +103,9 @@ class _Training:
         show: Progress,
         device: str,
     ) -> None:
-        self.data, self.options, self.folder, self.show = dataset, options, folder, show
         self.labelled = dataset.labels == "given"
+        options = options.settled(labelled=self.labelled, gated=has_gates(graph))
+        self.data, self.options, self.folder, self.show = dataset, options, folder, show
         self.terms = terms_of(options, graph, labelled=self.labelled)
         if teacher is not None:
             check_teacher(graph, teacher)
@@ -190,7 +191,7 @@ class _Training:
             state.fill(optimiser, self.network, slots)
         half = self.arithmetic.half is torch.float16
         scaler = torch.amp.GradScaler(self.arithmetic.device.type, enabled=half)
-        if done and half:
+        if done and half and self.standing.scaler:  # there is none where the epochs before were not in half precision
             scaler.load_state_dict(self.standing.scaler)
         while self.standing.epoch < phase.stop and not self._exhausted():
             started = time.perf_counter()
@@ -223,12 +224,13 @@ class _Training:
                 continue
             exits = self._look(batch, own=self.own_teacher and phase.heads_only)
             parts = [term(exits) for _, term in self.terms]
-            values = torch.stack([part.detach() for part in parts]).cpu().double()
-            if not bool(values.isfinite().all()):
-                raise EexformError(self._diverged(exits, values, step))
-            totals += values
             optimiser.zero_grad(set_to_none=True)
             scaler.scale(torch.stack(parts).sum()).backward()
+            # looked at while an accelerator is on its way back, instead of before that; nothing has moved yet
+            values = torch.stack([part.detach() for part in parts]).cpu().double()
+            if not bool(values.isfinite().all()):
+                raise TrainingError(self._diverged(exits, values, step))
+            totals += values
             scaler.unscale_(optimiser)
             if options.clip:
                 torch.nn.utils.clip_grad_norm_(trained, options.clip)
@@ -282,7 +284,9 @@ class _Training:
         loss = float((weights * found.nll).sum() / weights.sum())
         if not np.isfinite(loss):
             bad = self._exit_name(int(np.flatnonzero(~np.isfinite(found.nll))[0]))
-            raise EexformError(
+            if not epoch:
+                raise TrainingError(f"before training, {bad}: the scores on calibrate are not finite; mend the model")
+            raise TrainingError(
                 f"after epoch {epoch}, {bad}: the loss on calibrate is not finite; lower the learning rates, or turn "
                 "the averaging of parameters off"
             )
@@ -332,7 +336,7 @@ class _Training:
         terms = ", ".join(label for (label, _), value in zip(self.terms, values, strict=True) if not value.isfinite())
         at = f"the scores of {self._exit_name(bad[0])} are" if bad else f"the loss ({terms}) is"
         half = "" if self.arithmetic.half is None else ", or compute in full precision (amp off)"
-        kept = f"the state after epoch {self.standing.epoch} is kept in {self.folder}"
+        kept = f"the state after epoch {self.standing.epoch} is kept in {self.folder}, and would come to the same again"
         return (
             f"{where}: {at} not finite; lower the learning rates, cut the gradient (clip) harder{half}; "
             f"{kept if self.standing.epoch else 'no epoch was finished, nothing of the training is kept'}"
@@ -361,6 +365,11 @@ class _Training:
         return found
 
 
+def has_gates(graph: Graph) -> bool:
+    """Whether every early exit has a learned confidence, and there is one."""
+    return bool(graph.exits) and all(item.confidence for item in graph.exits)
+
+
 def terms_of(options: FinetuneOptions, graph: Graph, *, labelled: bool) -> list[tuple[str, Loss]]:
     """The terms with a label each, checked against what the graph and the data have."""
     found: list[tuple[str, Loss]] = []
@@ -369,8 +378,8 @@ def terms_of(options: FinetuneOptions, graph: Graph, *, labelled: bool) -> list[
             f"strategy {options.strategy!r} is about heads, and the graph has no exits: take distill or joint, which "
             "train the network itself, or insert exits first"
         )
-    gated = bool(graph.exits) and all(item.confidence for item in graph.exits)
-    for text in options.losses:
+    gated = has_gates(graph)
+    for text in options.settled(labelled=labelled, gated=gated).losses or ():
         term = parse(text)
         for need, there in (("labels", labelled), ("gates", gated), ("exits", bool(graph.exits))):
             if need in term.needs and not there:

@@ -83,7 +83,8 @@ class FinetuneOptions:
             on CUDA, bfloat16 for convolutional networks on CPUs that compute with it, else float32. Parameters and
             losses are float32 whatever it is.
         losses: terms of the loss (entry-point group ``eexform.losses``), written NAME:SETTING=VALUE,SETTING=VALUE;
-            by default those of the strategy (see :func:`losses_of`).
+            ``None``: those of the strategy (see :func:`losses_of`), and ``confidence_bce`` where heads have gates
+            (:meth:`settled`, once data and network are known).
         exit_weights: how much each exit counts in sums over the exits: ``uniform``, ``linear``, ``cost``, or numbers
             ``0.5/0.5/1``, the final exit's last.
         label_smoothing: of the cross-entropies.
@@ -106,7 +107,7 @@ class FinetuneOptions:
     ema: float = 0.0
     patience: int = 0
     amp: str = "auto"
-    losses: tuple[str, ...] = None  # type: ignore[assignment]  # those of the strategy, which is known only then
+    losses: tuple[str, ...] | None = None
     exit_weights: str = "uniform"
     label_smoothing: float = 0.0
     seed: int = 0
@@ -131,20 +132,21 @@ class FinetuneOptions:
         for name in ("learning_rate", "trunk_learning_rate"):
             check(0 < getattr(self, name) < float("inf"), f"{name}: {getattr(self, name)} must be a positive number")
         check(0 <= self.momentum < 1, f"momentum: {self.momentum} must be in [0, 1)")
-        check(self.weight_decay >= 0, f"weight_decay: {self.weight_decay} must not be negative")
+        for name in ("weight_decay", "clip"):
+            fits = 0 <= getattr(self, name) < float("inf")
+            check(fits, f"{name}: {getattr(self, name)} must be a number that is not negative")
         check(0 <= self.warmup < 1, f"warmup: {self.warmup} must be in [0, 1)")
-        check(self.clip >= 0, f"clip: {self.clip} must not be negative")
         check(0 <= self.ema < 1, f"ema: {self.ema} must be in [0, 1)")
         check(self.patience >= 0, f"patience: {self.patience} must not be negative")
         check(0 <= self.label_smoothing < 1, f"label_smoothing: {self.label_smoothing} must be in [0, 1)")
         check(self.seed >= 0, f"seed: {self.seed} must not be negative")
-        if self.losses is None:
-            object.__setattr__(self, "losses", losses_of(self.strategy))
-        check(bool(self.losses) and not isinstance(self.losses, str), "losses: expected a list of at least one term")
-        object.__setattr__(self, "losses", tuple(self.losses))
+        if self.losses is not None:
+            listed = bool(self.losses) and not isinstance(self.losses, str)
+            check(listed, "losses: expected a list of at least one term")
+            object.__setattr__(self, "losses", tuple(self.losses))
         from eexform.training import objectives  # it needs torch, which options alone do not
 
-        for text in self.losses:
+        for text in self.losses or ():
             objectives.parse(text)
         if self.exit_weights not in ("uniform", "linear", "cost"):
             objectives.parse_weights(self.exit_weights)
@@ -163,13 +165,20 @@ class FinetuneOptions:
         """Whether the heads start anew."""
         return self.strategy in ("mixed", "heads-then-joint")
 
-    def for_labels(self, labelled: bool) -> FinetuneOptions:
-        """These options; where there are no labels, the losses of ``distill`` without the term that needs them."""
-        own = self.losses == losses_of("distill")
-        return self if labelled or not own else replace(self, losses=losses_of("distill", labelled=False))
+    def settled(self, *, labelled: bool, gated: bool) -> FinetuneOptions:
+        """These options with the terms of the loss named.
+
+        Args:
+            labelled: whether there are labels; without, the teacher is all there is to learn from.
+            gated: whether every head has a gate, which must go on learning when what it reads moves.
+        """
+        if self.losses is not None:
+            return self
+        gates = ("confidence_bce",) if gated else ()
+        return replace(self, losses=(*losses_of(self.strategy, labelled=labelled), *gates))
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "losses": list(self.losses)}
+        return {**asdict(self), "losses": None if self.losses is None else list(self.losses)}
 
     @classmethod
     def from_json(cls, plain: dict[str, Any]) -> FinetuneOptions:
@@ -180,7 +189,8 @@ class FinetuneOptions:
         """
         unknown = sorted(set(plain) - set(cls.__dataclass_fields__))
         need(not unknown, f"settings of fine-tuning: {unknown} are not known", OptionError)
-        return cls(**{**plain, **({"losses": tuple(plain["losses"])} if "losses" in plain else {})})
+        named = plain.get("losses")
+        return cls(**{**plain, "losses": None if named is None else tuple(named)})
 
     @property
     def digest(self) -> str:

@@ -14,7 +14,7 @@ import torch
 from torch import fx, nn
 
 from eexform.backends.fx import fx_parameters, raise_to_fx
-from eexform.errors import EexformError, ModelError, OptionError
+from eexform.errors import ModelError, OptionError, TrainingError
 from eexform.heads import with_parameters
 from eexform.heads.build import GATE
 from eexform.ir import measures
@@ -52,7 +52,7 @@ class Arithmetic:
         try:
             wanted = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
             found = torch.device(wanted)
-            torch.empty(1, device=found)
+            torch.zeros(1, device=found).item()  # "meta" takes tensors, too, and computes nothing
         except (RuntimeError, AssertionError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise OptionError(
@@ -61,7 +61,8 @@ class Arithmetic:
         images = any(node.op in ("Conv", "ConvTranspose") and _image(graph, node) for node in graph.nodes)
         half: torch.dtype | None = None
         if amp == "auto" and found.type == "cuda":
-            half = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+            with torch.cuda.device(found):  # what is asked next is asked of the current one
+                half = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
         elif amp == "auto" and found.type == "cpu":
             half = torch.bfloat16 if images and _cpu_has_bfloat16() else None
         elif amp in ("bfloat16", "float16"):
@@ -284,12 +285,12 @@ class Network:
         """The graph with the module's present parameters; every exit's digest is that of its head.
 
         Raises:
-            EexformError: a parameter is not finite.
+            TrainingError: a parameter is not finite.
         """
         arrays = fx_parameters(self.module)
         for name, array in arrays.items():
             if not np.isfinite(array).all():
-                raise EexformError(f"parameter {name!r} is not finite after training; lower the learning rates")
+                raise TrainingError(f"parameter {name!r} is not finite after training; lower the learning rates")
         return with_head_digests(with_parameters(self.graph, arrays))
 
     @staticmethod

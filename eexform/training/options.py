@@ -49,10 +49,13 @@ class TrainOptions:
 
         check(self.epochs >= 1, f"epochs: {self.epochs} must be at least 1")
         check(self.batch_size >= 2, f"batch_size: {self.batch_size} must be at least 2 (batch normalisation)")
-        check(self.learning_rate > 0, f"learning_rate: {self.learning_rate} must be positive")
+        for name in ("learning_rate", "distill_temperature"):
+            value = getattr(self, name)
+            check(0 < value < float("inf"), f"{name}: {value} must be a positive number")
+        decays = 0 <= self.weight_decay < float("inf")
+        check(decays, f"weight_decay: {self.weight_decay} must be a number that is not negative")
         check(0 <= self.warmup < 1, f"warmup: {self.warmup} must be in [0, 1)")
         check(0 <= self.distill <= 1, f"distill: {self.distill} must be between 0 and 1")
-        check(self.distill_temperature > 0, f"distill_temperature: {self.distill_temperature} must be positive")
         check(0 <= self.label_smoothing < 1, f"label_smoothing: {self.label_smoothing} must be in [0, 1)")
         check(0 <= self.ema < 1, f"ema: {self.ema} must be in [0, 1)")
         check(self.patience >= 0, f"patience: {self.patience} must not be negative")

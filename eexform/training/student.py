@@ -10,7 +10,7 @@ import torch
 
 from eexform.backends.fx import fx_parameters, raise_to_fx
 from eexform.data.dataset import Batch
-from eexform.errors import EexformError
+from eexform.errors import TrainingError
 from eexform.heads import HeadSpec, head_graph
 from eexform.heads.build import GATE
 from eexform.ir.sites import Site
@@ -127,12 +127,12 @@ class Student:
         """The current parameters by their names in the head's graph.
 
         Raises:
-            EexformError: one of them is not finite.
+            TrainingError: one of them is not finite.
         """
         arrays = fx_parameters(self.module)
         for name, array in arrays.items():
             if not np.isfinite(array).all():
-                raise EexformError(f"head {self.spec} at {self.site.value!r}: parameter {name!r} is not finite")
+                raise TrainingError(f"head {self.spec} at {self.site.value!r}: parameter {name!r} is not finite")
         return arrays
 
     def _state(self) -> dict[str, torch.Tensor]:

@@ -18,7 +18,7 @@ from onnxruntime import InferenceSession as Session
 
 from eexform.backends import ort
 from eexform.data.dataset import Batch, Dataset
-from eexform.errors import DataError, EexformError
+from eexform.errors import DataError, TrainingError
 from eexform.heads import HeadSpec, head_graph, with_parameters
 from eexform.heads.build import GATE
 from eexform.ir.extract import graft
@@ -89,7 +89,7 @@ def train_bank(
 
     Raises:
         DataError: scores or inputs hold NaN.
-        EexformError: a head's loss is not finite.
+        TrainingError: a head's loss is not finite.
     """
     show = progress or Silent()
     threads = threads or os.cpu_count() or 1
@@ -244,7 +244,7 @@ def _assess(
             totals[place] += negative_log_likelihood(scores, labels[rows]) * len(scores)
     for loss, student in zip((totals / len(labels)).tolist(), students, strict=True):
         if not np.isfinite(loss):
-            raise EexformError(
+            raise TrainingError(
                 f"head {student.spec} at {student.site.value!r}: the loss is not finite after epoch {epoch}; "
                 "lower the learning rate, or look for extreme values in the trunk's features there"
             )

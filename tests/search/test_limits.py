@@ -39,8 +39,6 @@ def test_limits_in_numbers(done: Run, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("limits", "message"),
     [
-        ({"max_cost": "0.01x"}, r"none of the plans tried keeps the cost limits; the nearest exceeds them by \d+"),
-        ({"max_params": "10"}, r"none of the plans tried keeps the cost limits; the nearest exceeds them by \d+"),
         ({"min_accuracy": "1.0"}, r"nearest one has accuracy 0\.\d+ on select \(at least 1\.0000\): loosen them"),
         ({"min_accuracy": "+1", "max_cost": "0.5x"}, r"nearest one has .*mean macs \d.* \(at most \d|accuracy 0\."),
     ],
@@ -64,6 +62,37 @@ def test_impossible_limits_name_the_nearest_and_keep_the_heads(
     assert any("the limits have changed" in line for line in watch.said)
     start(tmp_path / "straight", limits=Limits(max_cost="0.95x"))
     assert front_of(out) == front_of(tmp_path / "straight")
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        ({"max_cost": "0.01x"}, r"mean macs at or below 254\.\d+: the cheapest is an exit at 'block0\S+' \(none/avg\)"),
+        ({"max_terms": ("macs@p90=0.01x",)}, r"no plan can keep macs@p90 .*, which comes to \d+ \(0\.\d+x of the orig"),
+        ({"max_worst": "0.9x"}, r"worst macs .* the cheapest is the network without exits, which comes to \d+ \(1x of"),
+        ({"max_params": "10"}, r"params at or below 10: the cheapest is the network without exits.*; raise the limit"),
+        ({"max_terms": ("peak_ram_bytes=1KiB",)}, r"no plan can keep peak_ram_bytes@max at or below 1024: "),
+    ],
+)
+def test_limits_below_the_cheapest_plan_are_refused_before_training(
+    tmp_path: Path, limits: dict[str, Any], message: str
+) -> None:
+    watch = tiny.Watch()
+    with pytest.raises(OptionError, match=message):
+        start(tmp_path / "run", limits=Limits(**limits), progress=watch)
+    assert not watch.steps
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_cheapest_plan_is_reached(tmp_path: Path) -> None:
+    """What is refused begins right below what a plan can have: one exit that every sample takes."""
+    with pytest.raises(OptionError, match="the cheapest is") as caught:
+        start(tmp_path / "run", limits=Limits(max_cost="0.01x"))
+    cheapest = float(str(caught.value).partition("comes to ")[2].split()[0])
+    front = start(tmp_path / "run", limits=Limits(max_cost=f"{1.2 * cheapest}"), options=options(generations=4)).front
+    assert all(cheapest <= plan.select["macs"] <= 1.2 * cheapest for plan in front)
+    with pytest.raises(OptionError, match="the cheapest is"):
+        start(tmp_path / "other", limits=Limits(max_cost=f"{0.999 * cheapest}"))
 
 
 @pytest.mark.parametrize(
@@ -172,7 +201,8 @@ def test_any_cost_can_be_limited(done: Run, tmp_path: Path) -> None:
 
 def test_what_every_plan_would_break_is_said_before_scoring(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match=r"none of the plans tried keeps the cost limits; the nearest exceeds them"):
-        start(tmp_path / "run", limits=Limits(max_terms=("model_bytes=0.5x",)))
+        # either can be kept: the first by exits, the second by a network that has none
+        start(tmp_path / "run", limits=Limits(max_cost="0.5x", max_terms=("model_bytes=1x",)))
 
 
 def test_the_nearest_plan_is_told_by_what_it_lacks(tmp_path: Path) -> None:
@@ -209,7 +239,7 @@ def test_a_device_limits_memory_and_size(tmp_path: Path) -> None:
     run = start(tmp_path / "run", limits=Limits(max_terms=fitting(str(path))))
     assert all(plan.worst["cost"]["peak_ram_bytes"] <= 65536 for plan in run.front)
     small = fitting(str(board(tmp_path, ram_bytes=1000, flash_bytes=1 << 20)))
-    with pytest.raises(OptionError, match="none of the plans tried keeps the cost limits"):
+    with pytest.raises(OptionError, match="no plan can keep peak_ram_bytes@max at or below 1000: "):
         start(tmp_path / "small", limits=Limits(max_terms=small))
 
 

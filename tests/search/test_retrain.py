@@ -22,7 +22,6 @@ from eexform.passes import make
 from eexform.report import tables
 from eexform.report.pareto import pareto
 from eexform.search.limits import Limits
-from eexform.search.retrain import default_losses
 from eexform.search.run import Run
 from eexform.search.space import EXITS
 from eexform.search.tuning import split, tuning_of
@@ -168,7 +167,7 @@ def test_facts_say_where_it_came_from(done: Run, tuned: Run) -> None:
     assert came["trunk_digest"] == done.facts["trunk_digest"]
     assert came["plan"] == plan.index
     assert came["recipe"] == plan.to_json()["recipe"]
-    assert (came["strategy"], came["options"]) == ("joint", TUNING.to_json())
+    assert (came["strategy"], came["options"]) == ("joint", TUNING.settled(labelled=True, gated=False).to_json())
     finished = facts_of(tuned.folder.path)["finetuned"]
     assert finished["epochs"] == 2
     assert finished["seconds"] > 0
@@ -236,9 +235,8 @@ def test_training_what_was_trained(done: Run, tuned: Run, tmp_path: Path) -> Non
 def test_without_labels_the_original_answers_count(tmp_path: Path) -> None:
     data = tiny.digits(1797, labels="none")
     old = start(tmp_path / "old", data=data, options=options(generations=1))
-    plan = busiest(old)
-    assert default_losses(old, plan) == ("distill:weight=1,temperature=2",)
-    new = tune(old, tmp_path / "new", options=replace(TUNING, losses=default_losses(old, plan)))
+    new = tune(old, tmp_path / "new")
+    assert new.trained_from["options"]["losses"] == ["distill:weight=1,temperature=2"]
     answers = trunk_answers(old.graph, data.bind(old.graph), TrainOptions(), threads=1)
     for split_name, expected in answers.items():
         np.testing.assert_array_equal(new.bank(_folded(new)).labels(split_name), expected)
@@ -246,26 +244,23 @@ def test_without_labels_the_original_answers_count(tmp_path: Path) -> None:
     assert new.facts["tuned_trunk"]["accuracy"]["select"] < 1.0
     assert new.materialise(busiest(new)).exits
     with pytest.raises(OptionError, match=r"cross_entropy.*labels"):
-        tune(old, tmp_path / "other")
+        tune(old, tmp_path / "other", options=replace(TUNING, losses=("cross_entropy",)))
     assert not (tmp_path / "other").exists()
 
 
 def test_gates_are_trained_on(tmp_path: Path) -> None:
     old = start(tmp_path / "old", options=options(heads=("none/avg/gate",), generations=1))
     plan = busiest(old)
-    assert default_losses(old, plan)[-1] == "confidence_bce"
-    unlabelled = Run(old.folder.path)
-    unlabelled.facts["labels"] = "none"
-    assert default_losses(unlabelled, plan) == ("distill:weight=1,temperature=2", "confidence_bce")
+    assert TUNING.settled(labelled=False, gated=True).losses == ("distill:weight=1,temperature=2", "confidence_bce")
     for measure in ("gate", "stick"):  # thresholds are on the scale of the plan's measure
         other = replace(plan, exits=tuple(replace(exit_, measure=measure) for exit_ in plan.exits))
         assert {exit_.measure for exit_ in tuning_of(old, other).graph.exits} == {measure}
     watch = tiny.Watch("fine-tuning", after=1)
     with pytest.raises(KeyboardInterrupt):
-        tune(old, tmp_path / "untaught", progress=watch)
+        tune(old, tmp_path / "untaught", options=replace(TUNING, losses=("cross_entropy",)), progress=watch)
     assert any("no term of the loss trains the gates" in line for line in watch.said)
     watch = tiny.Watch()
-    new = tune(old, tmp_path / "new", options=None, generations=1, progress=watch)
+    new = tune(old, tmp_path / "new", generations=1, progress=watch)
     assert not any("no term of the loss trains the gates" in line for line in watch.said)
     assert new.trained_from["options"]["losses"][-1] == "confidence_bce"
     assert {exit_.head for one in new.front for exit_ in one.exits} == {"none/avg/gate"}

@@ -10,7 +10,7 @@ import pytest
 from eexform.backends import ort
 from eexform.errors import OptionError
 from eexform.search.run import open_run
-from eexform.training.finetune_options import FinetuneOptions
+from eexform.training.finetune_options import FinetuneOptions, losses_of
 from tests import tiny
 from tests.search.pruning import prune, pruned, trunks
 from tests.search.retraining import tune
@@ -24,7 +24,7 @@ def test_a_plan_without_exits(tmp_path: Path) -> None:
     before = plan.materialise()
     made = tune(source, tmp_path / "new", pick=str(plan.index), options=OPTIONS)
     assert made.state == "done"
-    assert made.facts["trained_from"]["options"]["losses"] == list(OPTIONS.losses)
+    assert made.facts["trained_from"]["options"]["losses"] == list(losses_of("distill"))
     (found,) = made.front.plans
     assert found.exits == ()
     graph = found.materialise()

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from eexform.errors import RunError
+from eexform.errors import RunError, StorageError, TrainingError
 from eexform.frontends.onnx import load
 from eexform.search.limits import Limits
 from eexform.search.run import Run, open_run
@@ -116,3 +116,69 @@ def test_each_command_resumes_its_own(done: Run, tuned: Run, copy: Path, tmp_pat
         start(out, graph=load(out / "trunk.onnx"), resume=True)
     with pytest.raises(RunError, match="is one of `eexform search`"):
         tune(done, copy, resume=True)
+
+
+def test_a_training_that_diverged_is_not_told_to_go_on(done: Run, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    wild = replace(TUNING, learning_rate=1e6, trunk_learning_rate=1e6, clip=0.0)
+    with pytest.raises(TrainingError, match="not finite; lower the learning rates"):
+        tune(done, out, options=wild)
+    run = open_run(out)
+    assert (run.state, run.facts["diverged"]) == ("failed", True)
+    for look in ("front", "graph"):
+        with pytest.raises(
+            RunError, match="diverged, and --resume with the same options would come to the same: begin"
+        ):
+            getattr(run, look)
+    with pytest.raises(RunError, match="holds a run whose training diverged; delete it, or choose another --out"):
+        tune(done, out)
+    watch = tiny.Watch()
+    with pytest.raises(TrainingError, match="not finite"):  # who asks for it all the same gets the same
+        tune(done, out, options=wild, resume=True, progress=watch)
+    assert any(line.startswith("going on with a run that failed: epoch 1, step ") for line in watch.said)
+
+
+def test_what_failed_for_another_reason_can_go_on(done: Run, tuned: Run, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with pytest.raises(StorageError):
+        tune(done, out, progress=tiny.Watch("fine-tuning", 14, error=StorageError))
+    run = open_run(out)
+    assert (run.state, run.facts.get("diverged")) == ("failed", None)
+    again = tune(done, out, resume=True)
+    assert again.state == "done"
+    assert "error" not in again.facts
+    assert front_of(out) == front_of(tuned.folder.path)
+
+
+def test_what_a_killed_process_left_half_written_is_swept_away(done: Run, tuned: Run, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(tuned.folder.path, tmp_path / "copy"))
+    (out / "cache").mkdir()
+    halves = [
+        out / ".run.json.abc.part",
+        out / "finetune" / ".finetune.safetensors.x1.part",
+        out / "bank" / ".y.part" / "z",
+    ]
+    kept = [
+        out / "cache" / ".pixels.npy.k.part",
+        out / "notes.part",
+        out / "bank" / ".hidden",
+        out / ".ee.onnx.k.part",  # an export that goes on beside it
+        out / "exports" / ".ee.onnx.k.part",
+    ]
+    for path in (*halves, *kept):
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"half")
+    tune(done, out, resume=True)
+    assert not any(path.exists() for path in halves)
+    assert not (out / "bank" / ".y.part").exists()
+    assert all(path.exists() for path in kept)
+
+
+def test_a_process_killed_before_it_wrote_anything_whole_blocks_no_folder(done: Run, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / ".lock").touch()
+    (out / ".run.json.abc.part").write_bytes(b"{")
+    with pytest.raises(KeyboardInterrupt):
+        tune(done, out, progress=tiny.Watch("fine-tuning", 1))
+    assert [path.name for path in out.glob(".*")] == [".lock"]

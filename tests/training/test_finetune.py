@@ -39,6 +39,12 @@ def test_loss_falls_and_accuracy_rises(optimiser: dict[str, Any], tmp_path: Path
     assert last[-1] > 0.85
 
 
+def test_gates_learn_where_nothing_is_said_of_the_loss(tmp_path: Path) -> None:
+    for name, graph in (("gates", gated()), ("none", flat())):
+        report = tune(tmp_path / name, graph, epochs=1)
+        assert ("confidence_bce" in report.history[-1]["losses"]) == (name == "gates")
+
+
 @pytest.mark.parametrize("measure", ["gate", "stick"])
 def test_gates_learn(measure: str, tmp_path: Path) -> None:
     graph = gated(measure)
@@ -70,7 +76,9 @@ def test_without_labels_the_trunk_teaches(tmp_path: Path) -> None:
     assert report.history[-1]["losses"]["distill"] < report.history[1]["losses"]["distill"]
     assert "agreement with the original trunk" in watch.said[-1]
     with pytest.raises(OptionError, match="'cross_entropy' needs labels, and the data set has none"):
-        tune(tmp_path / "other", graph, data=data)
+        tune(tmp_path / "other", graph, data=data, losses=("cross_entropy",))
+    settled = tune(tmp_path / "settled", graph, data=data, epochs=1)  # nothing named: what can be learnt from
+    assert list(settled.history[-1]["losses"]) == ["distill"]
 
 
 def test_without_labels_gates_learn_where_their_exit_is_right(tmp_path: Path) -> None:
