@@ -47,7 +47,8 @@ class Report:
         checks: in the order in which they were made.
         form: of the exported network.
         samples: how many were run.
-        near_ties: how many of them lie within 1e-6 of a threshold, where the exit may differ.
+        near_ties: how many of them lie within 1e-6 (of programs and modules 1e-5) of a threshold, where the exit may
+            differ.
     """
 
     checks: tuple[Check, ...]

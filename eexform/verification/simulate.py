@@ -12,7 +12,7 @@ from eexform.errors import DataError
 from eexform.ir import measures
 from eexform.ir.exits import Exit, Scores
 from eexform.ir.graph import Graph
-from eexform.ir.policy import Decisions, confidences, decide, near_ties
+from eexform.ir.policy import TIE, Decisions, confidences, decide, near_ties
 
 Feeds = Mapping[str, np.ndarray]
 
@@ -27,6 +27,7 @@ class Simulated:
         exit_scores: per exit, [n, classes].
         final: [n, classes].
         learned: per exit, its learned confidence, [n]; ``None`` where it is read off the scores.
+        tie: how far from a threshold rounding may change the exit.
     """
 
     exits: tuple[Exit, ...]
@@ -34,6 +35,7 @@ class Simulated:
     exit_scores: tuple[np.ndarray, ...]
     final: np.ndarray
     learned: tuple[np.ndarray | None, ...] = ()
+    tie: float = TIE
 
     def decisions(self) -> Decisions:
         """Who leaves where, and with what."""
@@ -43,7 +45,7 @@ class Simulated:
         """[n] bool: samples whose exit rounding may change."""
         if not self.exits:
             return np.zeros(len(self.final), bool)
-        return near_ties(self.exit_scores, self.exits, self.kind, self.learned)
+        return near_ties(self.exit_scores, self.exits, self.kind, self.learned, tolerance=self.tie)
 
     def confidences(self) -> np.ndarray:
         """[exits, n]."""

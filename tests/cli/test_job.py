@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
 import pytest
+from torch.export import ExportedProgram
 
+from eexform.backends import torch_export
 from eexform.cli import quick
+from eexform.data import Dataset
+from eexform.errors import DataError
+from eexform.ir.graph import Graph
 from eexform.report.quickstart import Quickstart
 from eexform.runtime import StagedSession
-from eexform.search.run import open_run
+from eexform.search.run import Run, open_run
 from eexform.verification.bench import bench
 from eexform.verification.verify import verify
 from tests.cli.support import FRACTIONS, SITES, cli, fine, listing
@@ -144,7 +150,7 @@ def test_a_program_that_decides_otherwise_is_not_written(
     monkeypatch.setattr(torch_export, "lower_torch", other)
     out = place / "wrong.pt2"
     done = cli("export", run, "--pick", "3", "--form", "torch", "-o", out)
-    assert done.code == 1
+    assert done.code == 2
     assert "does not do what plan 3 says, so it was not written: thresholds: exit 0 compares with -inf" in done.err
     assert not out.exists()
 

@@ -39,7 +39,7 @@ def test_folder(tmp_path: Path) -> None:
 def test_another_kind_of_file(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(content)
-    with pytest.raises(ModelError, match="another kind of file") as caught:
+    with pytest.raises(ModelError, match="another kind of file" if content else "the file is empty") as caught:
         load(path)
     assert str(path) in str(caught.value)
 

@@ -162,3 +162,19 @@ def test_a_frozen_parameter_is_not_trained_unless_all_are_frozen() -> None:
 
     everything = ee.load(module.requires_grad_(False), (X,))  # for inference
     assert set(kinds(everything.metadata).values()) == {"parameter"}
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_gradients_are_those_of_what_forward_computes(stopped: bool) -> None:
+    """Documented: where a module stops gradients or makes its own, the graph does not know."""
+
+    def without(linear: nn.Module, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return linear(x)
+
+    module = Habit(without if stopped else lambda linear, x: linear(x).detach())
+    raised = ee.to_torch(ee.load(module, (X,)))
+    raised(X).square().sum().backward()
+    gradient = raised.get_parameter("inner.linear.weight").grad
+    assert gradient is not None
+    assert gradient.abs().max() > 0

@@ -20,7 +20,7 @@ class PartFrozen(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.stem, self.norm = nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.stem, self.norm = nn.Conv2d(1, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4)
         self.table = nn.Parameter(torch.randn(1, 4, 1, 1) * 0.1)
         self.middle, self.last = nn.Conv2d(4, 8, 3, padding=1), nn.Linear(8, 3)
         for name in FROZEN:

@@ -13,6 +13,7 @@ import eexform as ee
 from eexform.backends.multi_exit import MultiExitModule
 from eexform.backends.torch_export import lower_torch, packed, unpacked
 from eexform.errors import DataError, ModelError, OptionError
+from eexform.verification import programs
 from eexform.verification.simulate import simulate
 from eexform.verification.verify import Report
 from tests import zoo
@@ -140,6 +141,22 @@ def test_rows_that_are_computed_further_are_found(monkeypatch):
     original = MultiExitModule.forward
     monkeypatch.setattr(MultiExitModule, "forward", masked)
     assert failed(ee.verify(ee.to_torch(ready()), ready(), feeds())) == {"skipped work"}
+
+
+@pytest.mark.parametrize(("off", "passes"), [(6e-6, True), (6e-5, False)])
+def test_rounding_of_another_runtime_is_no_fault(off, passes, monkeypatch):
+    """A confidence as near to the threshold as torch and onnxruntime differ, and one that is not."""
+    graph = nets.with_exits("resnet", 1)
+    confidence = np.sort(simulate(graph, feeds()).confidences()[0].astype(np.float64))
+    place = 1 + int(np.diff(confidence)[1:].argmax())  # it alone is near
+    graph = nets.set_thresholds(graph, [confidence[place] + off / 2])
+    placed = programs._Module.place
+    monkeypatch.setattr(programs._Module, "place", lambda self, given: placed(self, [value - off for value in given]))
+    report = ee.verify(ee.to_torch(graph), graph, feeds())
+    assert report.ok is passes
+    assert report.near_ties == (1 if passes else 0)
+    if not passes:
+        assert any("1 of 40 samples leave elsewhere" in item.detail for item in report.checks)
 
 
 def test_what_cannot_be_verified_is_said():
