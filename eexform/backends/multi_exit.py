@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -14,6 +14,7 @@ import torch
 from torch import fx, nn
 
 from eexform.backends.fx import OWNED, Raiser
+from eexform.backends.planned import Planned, trainable
 from eexform.backends.settled import settled
 from eexform.backends.staging import Part, divide
 from eexform.errors import DataError, ModelError, OptionError
@@ -33,12 +34,6 @@ class ExitOutputs(NamedTuple):
     logits: torch.Tensor
     exit_index: torch.Tensor
     confidence: torch.Tensor
-
-
-class Planned(Protocol):
-    """A plan of a run: what can be made into a graph."""
-
-    def materialise(self, *, lean: bool = True) -> Graph: ...
 
 
 @dataclass(frozen=True)
@@ -209,12 +204,7 @@ def to_torch(graph: Graph | Planned) -> nn.Module:
         ModelError: an operator cannot be raised to torch.
         GraphError: an exit at a place where samples cannot be picked apart.
     """
-    if not isinstance(graph, Graph):
-        if not hasattr(graph, "materialise") or hasattr(graph, "front"):
-            raise ModelError(
-                f"to_torch takes a graph (ee.load) or a plan of a run (run.front.pick), not {type(graph).__name__}"
-            )
-        graph = graph.materialise(lean=False)
+    graph = trainable(graph, "to_torch")
     whole = Raiser(graph)
     whole.run()
     if not graph.exits:

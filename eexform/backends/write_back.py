@@ -13,6 +13,7 @@ from torch import fx, nn
 
 from eexform.backends.fx import PARAMETERS, Raiser
 from eexform.backends.metadata import TRUNK
+from eexform.backends.planned import Planned, trainable
 from eexform.backends.torch_types import to_array
 from eexform.errors import ModelError
 from eexform.ir import kinds
@@ -23,11 +24,12 @@ _LISTED = 5
 _COUNTERS = "num_batches_tracked"
 
 
-def write_back(graph: Graph, source: nn.Module | Mapping[str, torch.Tensor], *, strict: bool = True) -> Graph:
+def write_back(graph: Graph | Planned, source: nn.Module | Mapping[str, torch.Tensor], *, strict: bool = True) -> Graph:
     """The graph with the numbers of a trained module: parameters and running statistics.
 
     Args:
-        graph: what the module was made from, or the module that the graph was loaded from; it is not changed.
+        graph: what the module was made from: a graph, or a plan of a run, which is taken as ``to_torch`` takes it
+            (without the passes that only make it faster). It is not changed.
         source: a module, or its state dict (keys behind ``module.`` are understood).
         strict: refuse tensors that the graph does not have. Without it they are left out.
 
@@ -36,11 +38,12 @@ def write_back(graph: Graph, source: nn.Module | Mapping[str, torch.Tensor], *, 
         its heads were trained on is forgotten.
 
     Raises:
-        ModelError: neither a module nor a state dict; or tensors are missing, too many, of another shape, or not
-            finite: all of them are named.
+        ModelError: no graph and no plan, or no module and no state dict; or tensors are missing, too many, of another
+            shape, or not finite: all of them are named.
     """
     if not isinstance(source, nn.Module | Mapping):
         raise ModelError(f"write_back takes a module or a state dict, found {type(source).__name__}")
+    graph = trainable(graph, "write_back")
     arrays = _by_name(graph, source, strict)
     draft = graph.copy()
     changed: set[str] = set()

@@ -98,16 +98,17 @@ def _check_shape(feed: Feed, made: np.ndarray, raw: np.ndarray, layout: Layout |
     steps = "" if raw.shape[1:] == found else f" (raw: {dims(raw.shape[1:])})"
     raise DataError(
         f"{source}: model input {feed.name!r} expects samples of {dims(expected)}, the data gives "
-        f"{dims(found)}{steps}{_advice(expected, found, layout)}"
+        f"{dims(found)}{steps}{_advice(expected, found, layout, moved=bool(steps))}"
     )
 
 
-def _advice(expected: tuple[Dim, ...], found: tuple[int, ...], layout: Layout | None) -> str:
+def _advice(expected: tuple[Dim, ...], found: tuple[int, ...], layout: Layout | None, *, moved: bool) -> str:
     if len(expected) != 3 or len(found) != 3 or not all(isinstance(size, int) for size in expected):
         return ""
     sizes = [size for size in expected if isinstance(size, int)]
     if sizes == [found[2], found[0], found[1]]:
-        return ": say --layout nhwc, so that channels move first" if layout is None else ": say --model-layout nchw"
+        as_said = layout == "nhwc" or (layout is not None and moved)
+        return ": say --model-layout nchw" if as_said else ": say --layout nhwc, so that channels move first"
     if sizes == [found[1], found[2], found[0]]:
         return ": say --layout nchw and --model-layout nhwc"
     first = sizes[0] in (1, 3) or found[0] in (1, 3)

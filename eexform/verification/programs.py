@@ -19,7 +19,8 @@ from torch.export import ExportedProgram
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from eexform.backends.fx import raise_to_fx
-from eexform.backends.multi_exit import MultiExitModule, Planned
+from eexform.backends.multi_exit import MultiExitModule
+from eexform.backends.planned import Planned
 from eexform.backends.write_back import write_back
 from eexform.errors import EexformError, ModelError, OptionError
 from eexform.ir.graph import Graph

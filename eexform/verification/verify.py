@@ -22,7 +22,8 @@ from eexform.verification.simulate import samples_in, simulate, take
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
-    from eexform.backends.multi_exit import MultiExitModule, Planned
+    from eexform.backends.multi_exit import MultiExitModule
+    from eexform.backends.planned import Planned
     from eexform.data.dataset import Dataset
 
 __all__ = ["Check", "Report", "compare", "verify"]
@@ -232,6 +233,11 @@ def _feeds(
     if isinstance(data, Mapping):
         count = samples_in(against, data)
         return take(against, data, np.arange(min(count, samples or count)))
+    if not hasattr(data, "bind"):
+        raise OptionError(
+            "data: expected a data set (ee.open_dataset, or ee.load_dataset of a run's folder) or arrays by input "
+            f"name, found {type(data).__name__}"
+        )
     bound = data if data.feeds is not None else data.bind(against)
     count = min(bound.size(split), samples or SAMPLES)
     if count < 1:

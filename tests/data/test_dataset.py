@@ -88,7 +88,12 @@ def test_wrong_size_says_both_shapes_and_what_to_do() -> None:
     unknown = ArraySource("toy", {"all": ({None: np.zeros((60, 8, 8, 3), np.uint8)}, np.arange(60) % 3)})
     with pytest.raises(DataError, match=r"expects samples of 3x8x8, the data gives 8x8x3: say --layout nhwc"):
         dataset(unknown).bind(model(x=(3, 8, 8)))
+    with pytest.raises(DataError, match=r"the data gives 8x8x3: say --layout nhwc"):  # what was said is wrong
+        dataset(unknown, preprocess=Preprocess(layout="nchw")).bind(model(x=(3, 8, 8)))
     dataset(unknown, preprocess=Preprocess(layout="nhwc")).bind(model(x=(3, 8, 8)))
+    first = ArraySource("toy", {"all": ({None: np.zeros((60, 3, 8, 8), np.uint8)}, np.arange(60) % 3)})
+    with pytest.raises(DataError, match=r"the data gives 8x8x3 \(raw: 3x8x8\): say --model-layout nchw"):
+        dataset(first, preprocess=Preprocess(layout="nchw", model_layout="nhwc")).bind(model(x=(3, 8, 8)))
     with pytest.raises(DataError, match=r"expects samples of 4, the data gives 1"):
         dataset(parts_source(all=60)).bind(model(x=(4,)))
 

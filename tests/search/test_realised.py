@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+import eexform as ee
 from eexform.backends import ort
 from eexform.backends.lower_multi import lower_multi
 from eexform.backends.multi_exit import to_torch
+from eexform.errors import ModelError
 from eexform.ir import policy
 from eexform.report.apply import apply
 from eexform.search.run import Run, open_run
@@ -52,6 +54,26 @@ def test_a_module_realises_the_prediction(done: Run, lean: bool) -> None:
         index = np.concatenate([part.exit_index.numpy() for part in parts])
         scores = np.concatenate([part.logits.numpy() for part in parts])
         check_realised(plan, plan.materialise(), data, "test", index, scores)
+
+
+def test_what_a_plan_was_trained_to_is_exported(done: Run, tmp_path: Path) -> None:
+    plan = chosen(done, count=1)[0]
+    module = to_torch(plan)
+    optimiser = torch.optim.SGD(module.parameters(), 0.01)
+    feeds = tiny.digits(1797).bind(done.graph).batch("test", np.arange(40)).feeds
+    scores = module.train().all_exits(*map(torch.from_numpy, feeds.values()))
+    sum(item.logsumexp(dim=1).mean() for item in scores).backward()
+    optimiser.step()
+    written = ee.write_back(plan, module)
+    assert written.digest != plan.materialise(lean=False).digest
+    ee.export(written, tmp_path / "ee.onnx")
+    found = ort.run(ort.session(tmp_path / "ee.onnx"), feeds)
+    with torch.no_grad():
+        made = module.eval()(*map(torch.from_numpy, feeds.values()))
+    np.testing.assert_array_equal(found["exit_index"], made.exit_index.numpy())
+    np.testing.assert_allclose(found[done.graph.final], made.logits.numpy(), atol=1e-4, rtol=1e-4)
+    with pytest.raises(ModelError, match=r"write_back takes a graph .* or a plan of a run .*, not Run"):
+        ee.write_back(done, module)
 
 
 def test_probabilities_realise_the_prediction(tmp_path: Path) -> None:

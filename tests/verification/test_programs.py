@@ -168,6 +168,8 @@ def test_what_cannot_be_verified_is_said():
         ee.verify(nn.Linear(2, 2), ready(), feeds())  # type: ignore[arg-type]
     with pytest.raises(ModelError, match=r"not its \.module\(\)"):
         ee.verify(program().module(), ready(), feeds())  # type: ignore[arg-type]
+    with pytest.raises(OptionError, match=r"data: expected a data set .* found str"):
+        ee.verify(ee.to_torch(ready()), ready(), "data.npz")  # type: ignore[arg-type]
     with pytest.raises(DataError, match="inputs are"):
         ee.verify(ee.to_torch(ready()), ready(), {"other": np.zeros((2, 3, 16, 16), np.float32)})
     other = torch.export.export(nn.Linear(2, 2), (torch.zeros(3, 2),))
