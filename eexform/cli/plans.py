@@ -57,7 +57,7 @@ def export(
     ] = False,
     as_json: options.Json = False,
 ) -> None:
-    """Write a plan of a run as ONNX that skips work at run time."""
+    """Write a plan of a run as a network that skips work at run time: as ONNX, or as a program for PyTorch."""
     if form not in _FORMS:
         raise OptionError(f"--form: {form!r} does not exist: {suggest(form, _FORMS)}")
     if thresholds_as_input and form != "if":
