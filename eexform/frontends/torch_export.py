@@ -157,6 +157,7 @@ def run(module: nn.Module, arguments: Sequence[Any], named: Mapping[str, Any]) -
         raise ModelError(
             f"the module fails on the example inputs{at(module, where.deepest)}: {type(error).__name__}: "
             f"{_first(str(error))}\ngive example_inputs (--input) that its forward takes: {_parameters(module)}"
+            f"{_whole_numbers(str(error), (*arguments, *named.values()))}"
         ) from error
 
 
@@ -165,6 +166,12 @@ def _parameters(module: nn.Module) -> str:
     taken = inspect.signature(module.forward).parameters.values()
     names = [parameter.name for parameter in taken if parameter.kind is not parameter.VAR_KEYWORD]
     return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+
+
+def _whole_numbers(reason: str, examples: Sequence[Any]) -> str:
+    """What to do where a look-up, as of words, was given numbers with a fraction."""
+    floats = any(isinstance(value, Tensor) and value.is_floating_point() for value in examples)
+    return "; whole numbers are --input NAME=1,24:int64" if floats and "Long, Int" in reason else ""
 
 
 def _copies(arguments: Sequence[Any], named: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

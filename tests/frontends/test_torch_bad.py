@@ -259,3 +259,11 @@ def test_files_that_are_no_weights(tmp_path: Path) -> None:
     (tmp_path / "cut.pt").write_bytes((tmp_path / "whole.pt").read_bytes()[:700])
     with pytest.raises(ModelError, match="damaged"):
         load_weights(Head(), tmp_path / "cut.pt")
+
+
+@pytest.mark.parametrize(("example", "hinted"), [(torch.zeros(2, 4), True), (torch.zeros(2, 4).long(), False)])
+def test_words_that_are_no_whole_numbers(example: Tensor, hinted: bool) -> None:
+    module = nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(15, 3))  # fails on either example
+    with pytest.raises(ModelError, match="fails on the example inputs") as caught:
+        from_module(module, (example,))
+    assert ("whole numbers are --input NAME=1,24:int64" in str(caught.value)) is hinted
